@@ -1,0 +1,218 @@
+"""Luna's attentions as modules: projections around the functions of `functional`.
+
+An attention is built of three parts that stand alone, since they need not live together:
+
+    Pack      Y_P = Attention(P, C)      the context packed into the slots of P
+    KeyValue  Y_P -> keys, values        depends on the source alone in a cross attention
+    Unpack    Y_X = Attention(X, Y_P)    the sequence reads the slots
+
+The encoder's self-attention holds all three. Of a decoder layer's cross attention the decoder
+holds `Unpack` alone; the rest is computed once per source sentence (see `encoder.SourceMemory`).
+Tensors are batch first: (B, n, D), and (B, H, n, d) once projected and split into heads.
+"""
+
+import math
+from typing import Dict, Optional, Tuple
+
+import torch
+import torch.nn as nn
+from fairseq.incremental_decoding_utils import FairseqIncrementalState
+from fairseq.modules import FairseqDropout
+from torch import Tensor
+
+from .functional import (
+    CAUSAL_ACTIVATIONS,
+    CausalState,
+    attention,
+    causal_attention,
+    causal_attention_step,
+)
+
+Heads = Tuple[Tensor, Tensor]
+
+# The reference takes the softmax of every unpack in float32, even for a float64 model, as fairseq
+# does in all its attentions; that of a pack it takes in full. To agree beyond 1e-7 is to do so too.
+UNPACK_DTYPE = torch.float32
+
+
+def linear(in_dim: int, out_dim: int, gain: float = 1.0) -> nn.Linear:
+    """A projection as the reference starts it: Xavier with `gain`, bias zero."""
+    layer = nn.Linear(in_dim, out_dim)
+    nn.init.xavier_uniform_(layer.weight, gain=gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, n, H d) -> (B, H, n, d)."""
+    return x.view(x.size(0), x.size(1), heads, -1).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, n, d) -> (B, n, H d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class HeadProjection(nn.Linear):
+    """A projection into heads: (B, n, in_dim) -> (B, H, n, out_dim / H), scaled if a query."""
+
+    def __init__(self, in_dim: int, out_dim: int, heads: int, is_query: bool = False):
+        super().__init__(in_dim, out_dim)
+        self.heads = heads
+        self.scale = (out_dim // heads) ** -0.5 if is_query else None
+        nn.init.xavier_uniform_(self.weight, gain=1 / math.sqrt(2))
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return split_heads(x if self.scale is None else x * self.scale, self.heads)
+
+
+class KeyValue(nn.Module):
+    """Keys and values of a context: one projection when tied (they are then one tensor)."""
+
+    def __init__(self, in_dim: int, out_dim: int, heads: int, tied: bool):
+        super().__init__()
+        self.tied = tied
+        if tied:
+            self.both = HeadProjection(in_dim, out_dim, heads)
+        else:
+            self.key = HeadProjection(in_dim, out_dim, heads)
+            self.value = HeadProjection(in_dim, out_dim, heads)
+
+    def forward(self, context: Tensor) -> Heads:
+        """(B, m, in_dim) -> keys and values, (B, H, m, d) each."""
+        if self.tied:
+            both = self.both(context)
+            return both, both
+        return self.key(context), self.value(context)
+
+
+class Pack(nn.Module):
+    """Y_P = Attention(P, C): packs a context of any length into l slots (paper, section 3.1)."""
+
+    def __init__(self, dim: int, heads: int, tied: bool, dropout: float):
+        super().__init__()
+        self.query = HeadProjection(dim, dim, heads, is_query=True)
+        self.key_value = KeyValue(dim, dim, heads, tied)
+        self.dropout = FairseqDropout(dropout, module_name="LunaPack")
+
+    def forward(self, packed: Tensor, context: Tensor, padding: Optional[Tensor] = None) -> Heads:
+        """Packs `context` with the queries of `packed`.
+
+        Args:
+            packed: P, (B, l, D).
+            context: C, (B, m, D).
+            padding: (B, m), True where the context is padding.
+
+        Returns:
+            Y_P (B, l, D) and the pack weights (B, H, l, m).
+        """
+        query, (key, value) = self.query(packed), self.key_value(context)
+        out, weights = attention(query, key, value, padding, self.dropout)
+        return merge_heads(out), weights
+
+
+class Unpack(nn.Module):
+    """Y_X = Attention(X, Y_P): every position reads the slots (paper, section 3.1)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.query = HeadProjection(dim, dim, heads, is_query=True)
+        self.out = linear(dim, dim)
+        self.dropout = FairseqDropout(dropout, module_name="LunaUnpack")
+
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, hidden_slots: Optional[Tensor] = None
+    ) -> Heads:
+        """Reads the slots, given as keys and values.
+
+        Args:
+            x: X, (B, n, D).
+            key: of Y_P, (B, H, l, d).
+            value: of Y_P, (B, H, l, d).
+            hidden_slots: (B, l), True where a slot is not used.
+
+        Returns:
+            Y_X (B, n, D) and the unpack weights (B, H, n, l).
+        """
+        query = self.query(x)
+        out, weights = attention(query, key, value, hidden_slots, self.dropout, UNPACK_DTYPE)
+        return self.out(merge_heads(out)), weights
+
+
+class LunaAttention(nn.Module):
+    """Pack, then unpack: softmax attention of a sequence to itself in linear time."""
+
+    def __init__(self, dim: int, heads: int, pack_heads: int, tied: bool, dropout: float):
+        super().__init__()
+        self.pack = Pack(dim, pack_heads, tied, dropout)
+        self.key_value = KeyValue(dim, dim, heads, tied)
+        self.unpack = Unpack(dim, heads, dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        padding: Optional[Tensor] = None,
+        hidden_slots: Optional[Tensor] = None,
+    ) -> Heads:
+        """X (B, n, D), P (B, l, D), masks (B, n) and (B, l) -> Y_X (B, n, D), Y_P (B, l, D)."""
+        y_p, _ = self.pack(packed, x, padding)
+        y_x, _ = self.unpack(x, *self.key_value(y_p), hidden_slots)
+        return y_x, y_p
+
+
+class LunaCausalAttention(FairseqIncrementalState, nn.Module):
+    """Luna's causal self-attention (paper, section 3.3), in parallel or step by step.
+
+    P is read, not updated, and comes as the pack query P W of `encoder.SourceMemory`, since it
+    depends on the source alone.
+    """
+
+    def __init__(self, dim: int, heads: int, tied: bool, dropout: float, activation: str):
+        super().__init__()
+        self.query = HeadProjection(dim, dim, heads, is_query=True)
+        self.pack_key = HeadProjection(dim, dim, heads)
+        self.key_value = KeyValue(dim, dim, heads, tied)
+        self.out = linear(dim, dim)
+        self.dropout = FairseqDropout(dropout, module_name="LunaCausalAttention")
+        self.activation = CAUSAL_ACTIVATIONS[activation]
+
+    def forward(
+        self,
+        x: Tensor,
+        pack_query: Tensor,
+        hidden_slots: Optional[Tensor] = None,
+        incremental_state: Optional[Dict] = None,
+    ) -> Tensor:
+        """Attends to the positions up to each one's own.
+
+        Args:
+            x: X, (B, n, D); with an incremental state the one new position, (B, 1, D).
+            pack_query: projected and scaled P, (B, H, l, d).
+            hidden_slots: (B, l), True where a slot is not used.
+            incremental_state: fairseq's; this module keeps a `CausalState` in it.
+
+        Returns:
+            (B, n, D).
+        """
+        query, (key, value) = self.query(x), self.key_value(x)
+        pack = self.dropout(self.activation(self.pack_key(x) @ pack_query.transpose(-1, -2)))
+        if incremental_state is None:
+            out, _ = causal_attention(
+                query, key, value, pack, hidden_slots, self.dropout, UNPACK_DTYPE
+            )
+        else:
+            state = self.get_incremental_state(incremental_state, "state")
+            out, _, state = causal_attention_step(
+                query, key, value, pack, state, hidden_slots, self.dropout, UNPACK_DTYPE
+            )
+            self.set_incremental_state(incremental_state, "state", state)
+        return self.out(merge_heads(out))
+
+    def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
+        """Called by fairseq when beams change places or sentences end. new_order: (B',)."""
+        state: Optional[CausalState] = self.get_incremental_state(incremental_state, "state")
+        if state is not None:
+            self.set_incremental_state(incremental_state, "state", state.reorder(new_order))

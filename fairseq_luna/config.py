@@ -1,0 +1,227 @@
+"""The model's settings, the named architectures, and the check of both."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional
+
+from fairseq import utils
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+
+from .functional import CAUSAL_ACTIVATIONS
+
+CausalActivation = ChoiceEnum(list(CAUSAL_ACTIVATIONS))
+ActivationFn = ChoiceEnum(utils.get_available_activation_fns())
+
+
+def _help(text: str) -> Dict[str, str]:
+    return {"help": text}
+
+
+# One flat class, not a child of fairseq's nested TransformerConfig, which ignores flags such as
+# --encoder-layers when a plugin extends it.
+@dataclass
+class LunaTransformerConfig(FairseqDataclass):
+    """Settings of a Luna Transformer; the defaults are the paper's base model with l = 32."""
+
+    # Luna
+    projection_length: int = field(
+        default=32, metadata=_help("l, the number of slots of the packed sequence P")
+    )
+    fix_projection_length: bool = field(
+        default=False, metadata=_help("use all l slots even for sentences shorter than l")
+    )
+    untie_luna_kv: bool = field(
+        default=False, metadata=_help("separate projections for keys and values")
+    )
+    causal_activation: CausalActivation = field(  # type: ignore[valid-type]
+        default="softplus", metadata=_help("w of the decoder's causal pack")
+    )
+
+    # encoder
+    encoder_embed_path: Optional[str] = field(
+        default=None, metadata=_help("path to pre-trained encoder embeddings")
+    )
+    encoder_embed_dim: int = field(default=512, metadata=_help("encoder dimension"))
+    encoder_ffn_embed_dim: int = field(
+        default=2048, metadata=_help("encoder dimension of the feed-forward")
+    )
+    encoder_layers: int = field(default=6, metadata=_help("number of encoder layers"))
+    encoder_attention_heads: int = field(
+        default=8, metadata=_help("number of encoder attention heads")
+    )
+    encoder_projected_attention_heads: Optional[int] = field(
+        default=None,
+        metadata=_help("heads of the encoder's pack (default: --encoder-attention-heads)"),
+    )
+    encoder_normalize_before: bool = field(
+        default=False, metadata=_help("layer norm before each encoder block (pre-norm)")
+    )
+    encoder_learned_pos: bool = field(
+        default=False, metadata=_help("learned positions in the encoder")
+    )
+
+    # decoder
+    decoder_embed_path: Optional[str] = field(
+        default=None, metadata=_help("path to pre-trained decoder embeddings")
+    )
+    decoder_embed_dim: Optional[int] = field(
+        default=None, metadata=_help("decoder dimension (default: --encoder-embed-dim)")
+    )
+    decoder_ffn_embed_dim: Optional[int] = field(
+        default=None,
+        metadata=_help("decoder dimension of the feed-forward (default: --encoder-ffn-embed-dim)"),
+    )
+    decoder_layers: int = field(default=6, metadata=_help("number of decoder layers"))
+    decoder_attention_heads: int = field(
+        default=8, metadata=_help("number of decoder attention heads")
+    )
+    decoder_projected_attention_heads: Optional[int] = field(
+        default=None,
+        metadata=_help("heads of the cross attention's pack (default: --decoder-attention-heads)"),
+    )
+    decoder_normalize_before: bool = field(
+        default=False, metadata=_help("layer norm before each decoder block (pre-norm)")
+    )
+    decoder_learned_pos: bool = field(
+        default=False, metadata=_help("learned positions in the decoder")
+    )
+
+    # regularisation and activation
+    dropout: float = field(default=0.1, metadata=_help("dropout probability"))
+    attention_dropout: float = field(
+        default=0.0, metadata=_help("dropout probability of attention weights")
+    )
+    activation_dropout: float = field(
+        default=0.0, metadata=_help("dropout probability after the feed-forward's activation")
+    )
+    activation_fn: ActivationFn = field(  # type: ignore[valid-type]
+        default="relu", metadata=_help("activation of the feed-forward")
+    )
+
+    # embeddings
+    share_all_embeddings: bool = field(
+        default=False,
+        metadata=_help("one embedding for source, target and output (needs a joined dictionary)"),
+    )
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata=_help("one embedding for target and output")
+    )
+    layernorm_embedding: bool = field(default=False, metadata=_help("layer norm on embeddings"))
+    no_scale_embedding: bool = field(
+        default=False, metadata=_help("do not scale embeddings by the square root of the dimension")
+    )
+    no_token_positional_embeddings: bool = field(
+        default=False, metadata=_help("no positions, of tokens and slots alike")
+    )
+    max_source_positions: int = field(
+        default=1024, metadata=_help("longest source, in tokens")
+    )
+    max_target_positions: int = field(
+        default=1024, metadata=_help("longest target, in tokens")
+    )
+
+
+WMT: Dict[str, Any] = {"attention_dropout": 0.1, "activation_dropout": 0.1}
+
+# What each named architecture sets beside the defaults; configs/model/ says the same in YAML.
+ARCHITECTURES: Dict[str, Dict[str, Any]] = {
+    "luna_transformer": {},
+    "luna_transformer_tiny": {
+        "projection_length": 16,
+        "encoder_embed_dim": 128,
+        "encoder_ffn_embed_dim": 512,
+        "encoder_layers": 3,
+        "encoder_attention_heads": 4,
+        "decoder_layers": 3,
+        "decoder_attention_heads": 4,
+    },
+    "luna_transformer_iwslt_de_en": {
+        "encoder_ffn_embed_dim": 1024,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+    },
+    "luna_transformer_wmt_en_de": WMT,
+    "luna_transformer_wmt_en_de_untied": {**WMT, "untie_luna_kv": True},
+    "luna_transformer_wmt_en_de_big": {
+        **WMT,
+        "encoder_embed_dim": 1024,
+        "encoder_ffn_embed_dim": 4096,
+        "encoder_attention_heads": 16,
+        "decoder_attention_heads": 16,
+        "dropout": 0.3,
+    },
+}
+
+# Settings that follow another one unless given.
+FOLLOWS = {
+    "encoder_projected_attention_heads": "encoder_attention_heads",
+    "decoder_embed_dim": "encoder_embed_dim",
+    "decoder_ffn_embed_dim": "encoder_ffn_embed_dim",
+    "decoder_projected_attention_heads": "decoder_attention_heads",
+}
+
+
+def checked(cfg: Any) -> LunaTransformerConfig:
+    """A complete and sound config of our own class from whatever fairseq hands over.
+
+    Args:
+        cfg: a dataclass, omegaconf or argparse object with the fields of `LunaTransformerConfig`.
+
+    Raises:
+        ValueError: if settings contradict each other or make no model.
+    """
+    names = LunaTransformerConfig.__dataclass_fields__
+    values = {name: getattr(cfg, name) for name in names if not name.startswith("_")}
+    for name, leader in FOLLOWS.items():
+        if values[name] is None:
+            values[name] = values[leader]
+    result = LunaTransformerConfig(**values)
+
+    for name in (
+        "projection_length",
+        "encoder_layers",
+        "decoder_layers",
+        "max_source_positions",
+        "max_target_positions",
+    ):
+        if values[name] < 1:
+            raise ValueError(f"{flag(name)} must be at least 1, but is {values[name]}.")
+    for side, dim_name, heads_name in (
+        ("encoder", "encoder_embed_dim", "encoder_attention_heads"),
+        ("encoder", "encoder_embed_dim", "encoder_projected_attention_heads"),
+        ("decoder", "decoder_embed_dim", "decoder_attention_heads"),
+        # P keeps the encoder's dimension in the decoder too
+        ("encoder", "encoder_embed_dim", "decoder_projected_attention_heads"),
+    ):
+        dim, heads = values[dim_name], values[heads_name]
+        if heads < 1 or dim % heads:
+            fits = [str(h) for h in range(1, min(dim, 64) + 1) if dim % h == 0]
+            raise ValueError(
+                f"{flag(heads_name)} {heads} does not divide {flag(dim_name)} {dim} "
+                f"of the {side}; possible are {', '.join(fits)}."
+            )
+    for name, choices in (
+        ("causal_activation", list(CAUSAL_ACTIVATIONS)),
+        ("activation_fn", utils.get_available_activation_fns()),
+    ):
+        if values[name] not in choices:
+            raise ValueError(
+                f"{flag(name)} {values[name]!r} is unknown; choose from {', '.join(choices)}."
+            )
+    if values["share_all_embeddings"]:
+        if values["encoder_embed_dim"] != values["decoder_embed_dim"]:
+            raise ValueError(
+                f"--share-all-embeddings needs one dimension, but --encoder-embed-dim is "
+                f"{values['encoder_embed_dim']} and --decoder-embed-dim {values['decoder_embed_dim']}."
+            )
+        if values["decoder_embed_path"] not in (None, values["encoder_embed_path"]):
+            raise ValueError(
+                "--share-all-embeddings takes --encoder-embed-path alone, but "
+                f"--decoder-embed-path {values['decoder_embed_path']} was given too."
+            )
+        result.share_decoder_input_output_embed = True
+    return result
+
+
+def flag(name: str) -> str:
+    """encoder_layers -> --encoder-layers"""
+    return "--" + name.replace("_", "-")

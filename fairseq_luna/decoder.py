@@ -1,0 +1,134 @@
+"""The Luna decoder: causal Luna layers over the target, on the encoder's memory of the source."""
+
+import math
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch.nn as nn
+from fairseq.models import FairseqIncrementalDecoder
+from fairseq.modules import FairseqDropout, LayerNorm, PositionalEmbedding
+from torch import Tensor
+
+from .encoder import EncoderOut
+from .layers import LunaDecoderLayer, SourceView
+
+
+class LunaDecoder(FairseqIncrementalDecoder):
+    """Predicts the target, all at once or token by token with a state of constant size.
+
+    Args:
+        cfg: a `LunaTransformerConfig`, checked.
+        dictionary: of the target.
+        embed_tokens: the target embedding.
+    """
+
+    def __init__(self, cfg, dictionary, embed_tokens: nn.Embedding):
+        super().__init__(dictionary)
+        dim = cfg.decoder_embed_dim
+        self.padding_idx = embed_tokens.padding_idx
+        self.max_target_positions = cfg.max_target_positions
+        self.learned_pos = cfg.decoder_learned_pos
+
+        self.embed_tokens = embed_tokens
+        self.embed_scale = 1.0 if cfg.no_scale_embedding else math.sqrt(dim)
+        self.embed_positions: Optional[nn.Module] = None
+        if not cfg.no_token_positional_embeddings:
+            self.embed_positions = PositionalEmbedding(
+                cfg.max_target_positions, dim, self.padding_idx, learned=cfg.decoder_learned_pos
+            )
+        self.embed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
+        self.dropout = FairseqDropout(cfg.dropout, module_name="LunaDecoder")
+        self.layers = nn.ModuleList(LunaDecoderLayer(cfg) for _ in range(cfg.decoder_layers))
+        self.layer_norm = LayerNorm(dim) if cfg.decoder_normalize_before else None
+
+        self.output_projection = nn.Linear(dim, len(dictionary), bias=False)
+        if cfg.share_decoder_input_output_embed:
+            self.output_projection.weight = embed_tokens.weight
+        else:
+            nn.init.normal_(self.output_projection.weight, std=dim**-0.5)
+        self.need_attn = False
+
+    def embed(self, prev_output_tokens: Tensor, incremental_state: Optional[Dict]) -> Tensor:
+        """Tokens (B, n) -> X of the first layer, (B, n, D), or (B, 1, D) of the last token."""
+        positions = None
+        if self.embed_positions is not None:
+            positions = self.embed_positions(
+                prev_output_tokens, incremental_state=incremental_state
+            )
+        if incremental_state is not None:
+            prev_output_tokens = prev_output_tokens[:, -1:]
+            positions = None if positions is None else positions[:, -1:]
+        x = self.embed_scale * self.embed_tokens(prev_output_tokens)
+        if positions is not None:
+            x = x + positions
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        return self.dropout(x)
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: EncoderOut,
+        incremental_state: Optional[Dict[str, Any]] = None,
+        features_only: bool = False,
+        src_lengths: Optional[Tensor] = None,
+        return_all_hiddens: bool = False,
+    ) -> Tuple[Tensor, Dict[str, Any]]:
+        """Predicts every next token, or the next one alone on an incremental state.
+
+        Args:
+            prev_output_tokens: (B, n), padded on the right; with an incremental state all tokens
+                so far, of which the last is new.
+            encoder_out: of `LunaEncoder`.
+            incremental_state: fairseq's dictionary, empty at the first step.
+            features_only: return the features in place of logits.
+            src_lengths: not read.
+            return_all_hiddens: not read: hidden states always come along.
+
+        Returns:
+            Logits (B, n, V), or features (B, n, D), and a dictionary with `inner_states`, X
+            before the first and after each layer, (n, B, D) each, and `attn`: [(B, n, m)], how
+            much each target position reads of each source position, the last layer's
+            unpack @ pack; [None] in training, where nobody reads it and it would cost n m.
+        """
+        x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
+        return (x if features_only else self.output_layer(x)), extra
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: EncoderOut,
+        incremental_state: Optional[Dict[str, Any]] = None,
+    ) -> Tuple[Tensor, Dict[str, Any]]:
+        """As `forward`, with features (B, n, D) in place of logits."""
+        hidden_slots = next(iter(encoder_out["packed_padding_mask"]), None)
+        x = self.embed(prev_output_tokens, incremental_state)
+        states = [x.transpose(0, 1)]
+        for layer, view in zip(self.layers, source_views(encoder_out)):
+            x, unpack = layer(x, view, hidden_slots, incremental_state)
+            states.append(x.transpose(0, 1))
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+
+        attn = None
+        if incremental_state is not None or self.need_attn:
+            attn = unpack.mean(dim=1) @ encoder_out["cross_pack"][0]
+        return x, {"attn": [attn], "inner_states": states}
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        """Features (B, n, D) -> logits (B, n, V)."""
+        return self.output_projection(features)
+
+    def make_generation_fast_(self, need_attn: bool = False, **kwargs) -> None:
+        """Called by fairseq before generating: `need_attn` if alignments are to be printed."""
+        self.need_attn = need_attn
+
+    def max_positions(self) -> int:
+        """The longest target that fairseq lets in."""
+        return self.max_target_positions
+
+
+def source_views(encoder_out: EncoderOut) -> List[SourceView]:
+    """The source as each decoder layer sees it; the pack weights stay with the encoder."""
+    keys = encoder_out["cross_key"]
+    values = encoder_out["cross_value"] or keys
+    return [SourceView(*view) for view in zip(encoder_out["causal_query"], keys, values)]

@@ -1,0 +1,203 @@
+"""The Luna encoder, and the memory of the source that it prepares for the decoder."""
+
+import math
+from typing import Dict, List, Optional, Tuple
+
+import torch
+import torch.nn as nn
+from fairseq.models import FairseqEncoder
+from fairseq.modules import (
+    FairseqDropout,
+    LayerNorm,
+    PositionalEmbedding,
+    SinusoidalPositionalEmbedding,
+)
+from torch import Tensor
+
+from .layers import LunaEncoderLayer, SourceMemoryLayer, SourceView
+
+EncoderOut = Dict[str, List[Tensor]]
+
+
+class SourceMemory(nn.Module):
+    """All that the decoder reads of the source, computed once per sentence.
+
+    The decoder's packed sequences P_i depend on the source alone: each layer packs the encoder's
+    output with P_i and hands P_{i+1} to the next. So do the queries of its causal packs and the
+    keys and values of its cross attentions. They live here, in the encoder, and run before
+    fairseq expands the beams; a decoding step costs the same whatever the source's length.
+    """
+
+    def __init__(self, cfg):
+        super().__init__()
+        last = cfg.decoder_layers - 1
+        self.layers = nn.ModuleList(
+            SourceMemoryLayer(cfg, last=i == last) for i in range(cfg.decoder_layers)
+        )
+
+    def forward(
+        self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor]
+    ) -> Tuple[List[SourceView], Tensor]:
+        """P (B, l, D), encoder output (B, m, D), its mask (B, m) -> a view for each layer, and
+        the last layer's pack weights (B, H, l, m)."""
+        views = []
+        for layer in self.layers:
+            view, packed, weights = layer(packed, encoder_out, padding)
+            views.append(view)
+        return views, weights
+
+
+class LunaEncoder(FairseqEncoder):
+    """Embeds the source, carries X and P through the layers, and fills the source memory.
+
+    Args:
+        cfg: a `LunaTransformerConfig`, checked.
+        dictionary: of the source.
+        embed_tokens: the source embedding.
+    """
+
+    def __init__(self, cfg, dictionary, embed_tokens: nn.Embedding):
+        super().__init__(dictionary)
+        dim = cfg.encoder_embed_dim
+        self.padding_idx = embed_tokens.padding_idx
+        self.max_source_positions = cfg.max_source_positions
+        self.learned_pos = cfg.encoder_learned_pos
+        self.fix_projection_length = cfg.fix_projection_length
+
+        self.embed_tokens = embed_tokens
+        self.embed_scale = 1.0 if cfg.no_scale_embedding else math.sqrt(dim)
+        self.embed_positions: Optional[nn.Module] = None
+        if not cfg.no_token_positional_embeddings:
+            self.embed_positions = PositionalEmbedding(
+                cfg.max_source_positions, dim, self.padding_idx, learned=cfg.encoder_learned_pos
+            )
+        self.embed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
+
+        self.packed_embedding = nn.Parameter(torch.empty(cfg.projection_length, dim))
+        nn.init.normal_(self.packed_embedding, std=dim**-0.5)
+        self.packed_positions: Optional[Tensor]
+        self.register_buffer("packed_positions", None, persistent=False)
+        # learned slots need no learned positions beside them
+        if not (cfg.no_token_positional_embeddings or cfg.encoder_learned_pos):
+            self.packed_positions = SinusoidalPositionalEmbedding.get_embedding(
+                cfg.projection_length, dim
+            )
+        self.packed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
+        self.dropout = FairseqDropout(cfg.dropout, module_name="LunaEncoder")
+
+        self.layers = nn.ModuleList(LunaEncoderLayer(cfg) for _ in range(cfg.encoder_layers))
+        pre_norm = cfg.encoder_normalize_before
+        self.layer_norm = LayerNorm(dim) if pre_norm else None
+        self.packed_layer_norm = LayerNorm(dim) if pre_norm else None
+        self.memory = SourceMemory(cfg)
+
+    def embed(self, src_tokens: Tensor) -> Tensor:
+        """Tokens (B, n) -> X of the first layer, (B, n, D)."""
+        x = self.embed_scale * self.embed_tokens(src_tokens)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(src_tokens)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        return self.dropout(x)
+
+    def embed_packed(self, batch_size: int, slots: int) -> Tensor:
+        """P of the first layer, (B, slots, D): learned, with fixed positions."""
+        packed = self.embed_scale * self.packed_embedding
+        if self.packed_positions is not None:
+            packed = packed + self.packed_positions
+        if self.packed_norm is not None:
+            packed = self.packed_norm(packed)
+        return self.dropout(packed[:slots].expand(batch_size, -1, -1))
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Optional[Tensor] = None,
+        return_all_hiddens: bool = False,
+    ) -> EncoderOut:
+        """Encodes the source and prepares the decoder's memory of it.
+
+        Args:
+            src_tokens: (B, n), padded on either side.
+            src_lengths: not read: the lengths are counted in `src_tokens`.
+            return_all_hiddens: also return X after every layer.
+
+        Returns:
+            A dictionary of lists, as fairseq wants it:
+
+            - encoder_out: [(n, B, D)]
+            - encoder_padding_mask: [(B, n)], True where padded
+            - encoder_states: X before the first and after each layer, (n, B, D) each, if asked for
+            - packed_out: [(l', B, D)], the last P
+            - packed_padding_mask: [(B, l')], True where a sentence has no such slot; empty with
+              --fix-projection-length
+            - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer;
+              cross_value empty when keys are values
+            - cross_pack: [(B, l', n)], pack weights of the last decoder layer, mean over heads
+
+        Raises:
+            ValueError: if the source is longer than learned positions reach.
+        """
+        length = src_tokens.size(1)
+        if self.learned_pos and length > self.max_source_positions:
+            raise ValueError(
+                f"--max-source-positions is {self.max_source_positions}, but a source of {length} "
+                "tokens came in: learned positions end there. Split the source, or train with "
+                "more positions or without --encoder-learned-pos."
+            )
+        padding = src_tokens.eq(self.padding_idx)
+        slots, hidden_slots = self.slots(padding)
+
+        x = self.embed(src_tokens)
+        packed = self.embed_packed(len(src_tokens), slots)
+        states = [x]
+        for layer in self.layers:
+            x, packed = layer(x, packed, padding, hidden_slots)
+            states.append(x)
+        if self.layer_norm is not None:
+            x, packed = self.layer_norm(x), self.packed_layer_norm(packed)
+
+        views, weights = self.memory(packed, x, padding)
+        tied = views[-1].cross_value is views[-1].cross_key
+        return {
+            "encoder_out": [x.transpose(0, 1)],
+            "encoder_padding_mask": [padding],
+            "encoder_states": [s.transpose(0, 1) for s in states] if return_all_hiddens else [],
+            "packed_out": [packed.transpose(0, 1)],
+            "packed_padding_mask": [] if hidden_slots is None else [hidden_slots],
+            "causal_query": [view.causal_query for view in views],
+            "cross_key": [view.cross_key for view in views],
+            "cross_value": [] if tied else [view.cross_value for view in views],
+            "cross_pack": [weights.mean(dim=1)],
+        }
+
+    def slots(self, padding: Tensor) -> Tuple[int, Optional[Tensor]]:
+        """How many slots the batch needs, and which of them each sentence does not use.
+
+        A sentence has no more slots than tokens, so that its translation does not depend on the
+        batch it is in; --fix-projection-length gives every sentence all l.
+
+        Args:
+            padding: (B, n), True where the source is padded.
+
+        Returns:
+            l' and a mask (B, l'), or l and None.
+        """
+        slots = self.packed_embedding.size(0)
+        if self.fix_projection_length:
+            return slots, None
+        slots = min(slots, padding.size(1))
+        lengths = (~padding).sum(dim=1, keepdim=True)
+        return slots, torch.arange(slots, device=padding.device) >= lengths
+
+    def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
+        """Expands to beams, and follows them. new_order: (B',), indices into the batch."""
+        time_first = ("encoder_out", "encoder_states", "packed_out")
+        return {
+            name: [t.index_select(int(name in time_first), new_order) for t in tensors]
+            for name, tensors in encoder_out.items()
+        }
+
+    def max_positions(self) -> int:
+        """The longest source that fairseq lets in."""
+        return self.max_source_positions

@@ -1,0 +1,304 @@
+"""Luna as pure tensor functions: attention, and the causal product in three forms.
+
+Letters are the paper's (arXiv 2106.01540): X (B, n, D) the sequence, P (B, l, D) the packed
+sequence, C (B, m, D) the context. After projection the heads stand apart: B batch, H heads,
+n positions, l slots, d channels of a head. Every sum over positions is taken in float32 at
+least, whatever dtype comes in; results come back in the dtype of the first argument.
+
+The causal product is the paper's helper f (section 3.3),
+
+    f_t(X, Y, Z) = 1/t x_t sum_{j <= t} y_j^T z_j        X, Y: n x d1,  Z: n x d2,
+
+and stands here three times under one interface, `product(x, y, z, state, output_state)`:
+
+    naive_causal_product        the equation, for tests and readers      O(n d1 d2) memory
+    chunk_causal_product        exact and parallel, for training         O(n (c + d1 d2 / c))
+    recurrent_causal_product    step by step on a state, for decoding    O(d1 d2)
+"""
+
+import math
+from typing import Callable, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_SIZE = 64
+
+
+class RunningMean(NamedTuple):
+    """What the causal product remembers of the past, constant in size.
+
+    Attributes:
+        mean: (B, H, d1, d2), `1/t sum_{j <= t} y_j^T z_j`, in float32 at least. A mean and not a
+            sum, so that its error stays flat however long the sequence grows.
+        steps: t, the number of positions seen.
+    """
+
+    mean: Tensor
+    steps: int
+
+    def update(self, y: Tensor, z: Tensor) -> "RunningMean":
+        """Takes in one position. y: (B, H, 1, d1), z: (B, H, 1, d2)."""
+        steps = self.steps + 1
+        outer = y.transpose(-1, -2).to(self.mean.dtype) @ z.to(self.mean.dtype)
+        return RunningMean(self.mean + (outer - self.mean) / steps, steps)
+
+    def reorder(self, new_order: Tensor) -> "RunningMean":
+        """Follows the beams: row i becomes what row `new_order[i]` was. new_order: (B',)."""
+        return RunningMean(self.mean.index_select(0, new_order), self.steps)
+
+Dropout = Callable[[Tensor], Tensor]
+ProductResult = Tuple[Tensor, Optional[RunningMean]]
+
+
+def empty_state(y: Tensor, z: Tensor) -> RunningMean:
+    """The state before the first position. y: (B, H, n, d1), z: (B, H, n, d2)."""
+    shape = (*y.shape[:-2], y.size(-1), z.size(-1))
+    return RunningMean(y.new_zeros(shape, dtype=accumulation_dtype(y.dtype)), 0)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to sum in: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def naive_causal_product(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    state: Optional[RunningMean] = None,
+    output_state: bool = False,
+) -> ProductResult:
+    """f as the equation has it: every outer product, their cumulative mean, then x.
+
+    Args:
+        x: (B, H, n, d1).
+        y: (B, H, n, d1).
+        z: (B, H, n, d2).
+        state: the state to go on from (default: nothing seen yet).
+        output_state: whether to return the state after the last position.
+
+    Returns:
+        (B, H, n, d2) and the state, or None.
+    """
+    dtype = accumulation_dtype(x.dtype)
+    state = state or empty_state(y, z)
+    outer = y.to(dtype).unsqueeze(-1) * z.to(dtype).unsqueeze(-2)
+    sums = outer.cumsum(dim=2) + state.steps * state.mean.unsqueeze(2)
+    t = torch.arange(1, x.size(2) + 1, device=x.device) + state.steps
+    means = sums / t.view(-1, 1, 1)
+    out = (x.to(dtype).unsqueeze(-2) @ means).squeeze(-2)
+    final = RunningMean(means[:, :, -1], state.steps + x.size(2)) if output_state else None
+    return out.to(x.dtype), final
+
+
+def chunk_causal_product(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    state: Optional[RunningMean] = None,
+    output_state: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+) -> ProductResult:
+    """f by chunks of c positions: inside a chunk tril(X Y^T) Z, between chunks the running sum.
+
+    Exact for every n, with time linear in n: O(n c (d1 + d2)) inside, O(n d1 d2) between.
+    Arguments, shapes and results as in `naive_causal_product`.
+
+    Raises:
+        ValueError: if chunk_size < 1.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be >= 1, but is {chunk_size} instead.")
+    n, dtype, out_dtype = x.size(2), accumulation_dtype(x.dtype), x.dtype
+    chunks = max(1, math.ceil(n / chunk_size))
+    # chunks of even size waste the least on padding: 65 positions are 33 + 32, not 64 + 1
+    size = math.ceil(n / chunks)
+    x, y, z = (_split(u.to(dtype), chunks, size) for u in (x, y, z))
+    seen = state.steps if state is not None else 0
+
+    # autocast would take the products back to half precision
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        out = (x @ y.transpose(-1, -2)).tril() @ z
+        if chunks > 1 or state is not None or output_state:
+            mean = (state or empty_state(y[:, :, 0], z[:, :, 0])).mean
+            added = y.transpose(-1, -2) @ z
+            # (B, H, chunks + 1, d1, d2): the sum before each chunk, and after the last
+            sums = torch.cat((seen * mean.unsqueeze(2), added), dim=2).cumsum(dim=2)
+            out = out + x @ sums[:, :, :-1]
+    t = torch.arange(1 + seen, 1 + seen + n, device=x.device, dtype=dtype)
+    out = out.flatten(2, 3)[:, :, :n] / t.unsqueeze(-1)
+    final = RunningMean(sums[:, :, -1] / (seen + n), seen + n) if output_state else None
+    return out.to(out_dtype), final
+
+
+def _split(u: Tensor, chunks: int, size: int) -> Tensor:
+    """(B, H, n, d) -> (B, H, chunks, size, d), the end filled with zeros, which add nothing."""
+    missing = chunks * size - u.size(2)
+    if missing:
+        u = F.pad(u, (0, 0, 0, missing))
+    return u.reshape(*u.shape[:2], chunks, size, u.size(-1))
+
+
+def recurrent_causal_product(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    state: Optional[RunningMean] = None,
+    output_state: bool = False,
+) -> ProductResult:
+    """f one position after the other: S <- S + (y_t^T z_t - S) / t, then x_t S.
+
+    Arguments, shapes and results as in `naive_causal_product`.
+    """
+    state = state or empty_state(y, z)
+    steps = []
+    for t in range(x.size(2)):
+        now = slice(t, t + 1)
+        state = state.update(y[:, :, now], z[:, :, now])
+        steps.append(x[:, :, now].to(state.mean.dtype) @ state.mean)
+    return torch.cat(steps, dim=2).to(x.dtype), state if output_state else None
+
+
+def softmax(
+    logits: Tensor, hidden: Optional[Tensor] = None, dtype: Optional[torch.dtype] = None
+) -> Tensor:
+    """Softmax over the last dimension.
+
+    Args:
+        logits: (B, H, n, m).
+        hidden: (B, m), True where a column is not to be seen.
+        dtype: to compute in (default: float32, or float64 for float64).
+    """
+    if hidden is not None:
+        logits = logits.masked_fill(hidden[:, None, None, :], float("-inf"))
+    dtype = dtype or accumulation_dtype(logits.dtype)
+    return F.softmax(logits, dim=-1, dtype=dtype).to(logits.dtype)
+
+
+def identity(weights: Tensor) -> Tensor:
+    """The dropout of a model at rest."""
+    return weights
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hidden: Optional[Tensor] = None,
+    dropout: Dropout = identity,
+    softmax_dtype: Optional[torch.dtype] = None,
+) -> Tuple[Tensor, Tensor]:
+    """Attention(X, C) = softmax(Q K^T) V, the query scaled already (paper, section 2).
+
+    Pack is `attention(P, C)`, unpack is `attention(X, Y_P)`: linear in the length of the sequence
+    since the other side has l rows.
+
+    Args:
+        query: (B, H, n, d).
+        key: (B, H, m, d).
+        value: (B, H, m, d).
+        hidden: (B, m), True where a row of the context is padding.
+        dropout: applied to the weights.
+        softmax_dtype: as in `softmax`.
+
+    Returns:
+        (B, H, n, d) and the weights (B, H, n, m) before dropout.
+    """
+    weights = softmax(query @ key.transpose(-1, -2), hidden, softmax_dtype)
+    return dropout(weights) @ value, weights
+
+
+# w of the causal pack, element-wise and positive with w(0) = 1: a softmax would see the future.
+CAUSAL_ACTIVATIONS = {
+    "softplus": lambda logits: F.softplus(logits, beta=math.log(2)),
+    "elu": lambda logits: F.elu(logits) + 1,
+}
+
+
+def causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pack: Tensor,
+    hidden: Optional[Tensor] = None,
+    dropout: Dropout = identity,
+    softmax_dtype: Optional[torch.dtype] = None,
+) -> Tuple[Tensor, Tensor]:
+    """Luna's causal attention over whole sequences (paper, section 3.3).
+
+        A_unpack = softmax_l(f(X, X, A_pack^T)),   Y = f(A_unpack, A_pack^T, X)
+
+    Args:
+        query: (B, H, n, d), scaled.
+        key: (B, H, n, d).
+        value: (B, H, n, d).
+        pack: A_pack^T = w(X P^T), (B, H, n, l).
+        hidden: (B, l), True where a slot is not used.
+        dropout: applied to A_unpack.
+        softmax_dtype: as in `softmax`.
+
+    Returns:
+        Y (B, H, n, d) and A_unpack (B, H, n, l).
+    """
+    logits, _ = chunk_causal_product(query, key, pack)
+    unpack = softmax(logits, hidden, softmax_dtype)
+    out, _ = chunk_causal_product(dropout(unpack), pack, value)
+    return out, unpack
+
+
+class CausalState(NamedTuple):
+    """What a causal attention keeps of one hypothesis: d x l numbers a head, twice that untied.
+
+    Attributes:
+        keys: running mean of k_j^T a_j, (B, H, d, l).
+        values: running mean of a_j^T v_j, (B, H, l, d); None when keys are values (tied), for it
+            is then the transpose of `keys`.
+    """
+
+    keys: RunningMean
+    values: Optional[RunningMean]
+
+    def reorder(self, new_order: Tensor) -> "CausalState":
+        """Follows the beams. new_order: (B',)."""
+        return CausalState(*(s and s.reorder(new_order) for s in self))
+
+
+def causal_attention_step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pack: Tensor,
+    state: Optional[CausalState],
+    hidden: Optional[Tensor] = None,
+    dropout: Dropout = identity,
+    softmax_dtype: Optional[torch.dtype] = None,
+) -> Tuple[Tensor, Tensor, CausalState]:
+    """One step of `causal_attention` on its state; cost and memory free of the position.
+
+    Args:
+        query: (B, H, 1, d), scaled.
+        key: (B, H, 1, d).
+        value: (B, H, 1, d); the very same tensor as `key` when they are tied.
+        pack: (B, H, 1, l).
+        state: the state after the last step, None before the first.
+        hidden: (B, l), True where a slot is not used.
+        dropout: applied to A_unpack.
+        softmax_dtype: as in `softmax`.
+
+    Returns:
+        Y (B, H, 1, d), A_unpack (B, H, 1, l) and the new state.
+    """
+    tied = value is key
+    keys = (state.keys if state else empty_state(key, pack)).update(key, pack)
+    logits = (query.to(keys.mean.dtype) @ keys.mean).to(query.dtype)
+    unpack = softmax(logits, hidden, softmax_dtype)
+    if tied:
+        values, readout = None, keys.mean.transpose(-1, -2)
+    else:
+        before = state.values if state and state.values else empty_state(pack, value)
+        values = before.update(pack, value)
+        readout = values.mean
+    out = (dropout(unpack).to(readout.dtype) @ readout).to(query.dtype)
+    return out, unpack, CausalState(keys, values)

@@ -1,0 +1,81 @@
+"""The Luna Transformer as fairseq knows it: registration, building, checkpoints."""
+
+from typing import Any, Dict
+
+from fairseq.models import (
+    FairseqEncoderDecoderModel,
+    register_model,
+    register_model_architecture,
+)
+from fairseq.models.transformer import TransformerModelBase
+from torch import Tensor
+
+from .config import ARCHITECTURES, LunaTransformerConfig, checked
+from .decoder import LunaDecoder
+from .encoder import LunaEncoder
+from .reference_names import rename_reference_parameters
+
+
+@register_model("luna_transformer", dataclass=LunaTransformerConfig)
+class LunaTransformerModel(FairseqEncoderDecoderModel):
+    """Sequence-to-sequence Transformer with Luna attention throughout (arXiv 2106.01540)."""
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> "LunaTransformerModel":
+        """Builds the model for a translation task.
+
+        Args:
+            cfg: settings, see `LunaTransformerConfig`.
+            task: a fairseq task with a source and a target dictionary.
+
+        Raises:
+            ValueError: if the settings make no model, or do not suit the task.
+        """
+        source, target = task.source_dictionary, task.target_dictionary
+        cfg = checked(cfg)
+        if getattr(getattr(task, "cfg", None), "left_pad_target", False) is True:
+            raise ValueError(
+                "--left-pad-target True does not go with Luna, whose causal mean counts from the "
+                "first target position; leave it at its default, False."
+            )
+        if cfg.share_all_embeddings and source != target:
+            raise ValueError(
+                f"--share-all-embeddings needs one dictionary, but the source has {len(source)} "
+                f"words and the target {len(target)} others; prepare the data with "
+                "--joined-dictionary, or use --share-decoder-input-output-embed."
+            )
+        build_embedding = TransformerModelBase.build_embedding
+        encoder_embed = decoder_embed = build_embedding(
+            cfg, source, cfg.encoder_embed_dim, cfg.encoder_embed_path
+        )
+        if not cfg.share_all_embeddings:
+            decoder_embed = build_embedding(
+                cfg, target, cfg.decoder_embed_dim, cfg.decoder_embed_path
+            )
+        return cls(
+            LunaEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed)
+        )
+
+    def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
+        """Called by fairseq on loading: accepts checkpoints of the authors' implementation, and
+        of other fairseq versions."""
+        own = self.state_dict()
+        rename_reference_parameters(state_dict, own.keys())
+        for key in (f"{side}.embed_positions._float_tensor" for side in ("encoder", "decoder")):
+            # fairseq 0.12.2 keeps the dtype of its sinusoids in a buffer, later ones do not
+            if key in own:
+                state_dict.setdefault(key, own[key])
+        super().upgrade_state_dict_named(state_dict, name)
+
+
+def _register(arch: str, settings: Dict[str, Any]) -> None:
+    @register_model_architecture("luna_transformer", arch)
+    def set_defaults(args: Any) -> None:
+        for key, value in settings.items():
+            setattr(args, key, getattr(args, key, value))
+
+
+for _arch, _settings in ARCHITECTURES.items():
+    # registering the model has registered the architecture of its name
+    if _arch != "luna_transformer":
+        _register(_arch, _settings)

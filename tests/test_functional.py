@@ -1,0 +1,211 @@
+"""The causal product: three forms of one equation, values, gradients, states, precisions."""
+
+import pytest
+import torch
+
+from fairseq_luna.functional import (
+    CAUSAL_ACTIVATIONS,
+    CausalState,
+    attention,
+    causal_attention,
+    causal_attention_step,
+    chunk_causal_product,
+    empty_state,
+    naive_causal_product,
+    recurrent_causal_product,
+)
+
+FORMS = {"chunk": chunk_causal_product, "recurrent": recurrent_causal_product}
+LENGTHS = [1, 2, 63, 64, 65, 100, 129]
+
+
+def inputs(n, dtype=torch.float64, batch=2, heads=3, d1=5, d2=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((n, d1), (n, d1), (n, d2))
+    return [
+        torch.randn(batch, heads, *shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in shapes
+    ]
+
+
+def close(a, b, tolerance=1e-12):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.stock
+def test_naive_is_the_equation():
+    x, y, z = inputs(7)
+    out, _ = naive_causal_product(x, y, z)
+    for t in range(7):
+        total = sum(torch.outer(y[1, 2, j], z[1, 2, j]) for j in range(t + 1))
+        close(out[1, 2, t], x[1, 2, t] @ total / (t + 1))
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_forms_agree(form, n):
+    def run(product):
+        args = [u.requires_grad_() for u in inputs(n)]
+        out, state = product(*args, output_state=True)
+        weights = torch.linspace(0.5, 2, out.numel(), dtype=out.dtype).view_as(out)
+        return out, state, torch.autograd.grad((out * weights).sum(), args)
+
+    (out, state, grads), (want, want_state, want_grads) = run(FORMS[form]), run(naive_causal_product)
+    close(out, want)
+    close(state.mean, want_state.mean)
+    assert state.steps == want_state.steps == n
+    for grad, want_grad in zip(grads, want_grads):
+        close(grad, want_grad)
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("chunk_size", [1, 7, 64, 100, 1000])
+def test_every_chunk_size_is_exact(chunk_size):
+    x, y, z = inputs(100)
+    close(chunk_causal_product(x, y, z, chunk_size=chunk_size)[0], naive_causal_product(x, y, z)[0])
+
+
+@pytest.mark.parametrize("form", [*FORMS, "naive"])
+@pytest.mark.parametrize("cut", [1, 30, 99])
+def test_goes_on_from_a_state(form, cut):
+    product = {**FORMS, "naive": naive_causal_product}[form]
+    x, y, z = inputs(100)
+    whole, end = product(x, y, z, output_state=True)
+    first, state = product(*(u[:, :, :cut] for u in (x, y, z)), output_state=True)
+    second, state = product(*(u[:, :, cut:] for u in (x, y, z)), state=state, output_state=True)
+    close(torch.cat((first, second), dim=2), whole)
+    close(state.mean, end.mean)
+    assert state.steps == 100
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 64])
+def test_gradcheck_of_the_product(chunk_size):
+    args = [u.requires_grad_() for u in inputs(7, batch=1, heads=2, d1=3, d2=2)]
+    assert torch.autograd.gradcheck(
+        lambda x, y, z: chunk_causal_product(x, y, z, chunk_size=chunk_size)[0], args
+    )
+
+
+@pytest.mark.parametrize("activation", CAUSAL_ACTIVATIONS)
+def test_gradcheck_of_causal_attention(activation):
+    x, y, z = (u.requires_grad_() for u in inputs(5, batch=2, heads=1, d1=3, d2=3))
+    slots = torch.randn(2, 1, 4, 3, dtype=torch.float64, requires_grad=True)
+    hidden = torch.tensor([[False] * 4, [False, False, True, True]])
+
+    def run(x, y, z, slots):
+        pack = CAUSAL_ACTIVATIONS[activation](y @ slots.transpose(-1, -2))
+        return causal_attention(x, y, z, pack, hidden)
+
+    assert torch.autograd.gradcheck(run, (x, y, z, slots))
+
+
+def test_gradcheck_of_attention():
+    query, key, value = (u.requires_grad_() for u in inputs(4, batch=2, heads=1, d1=3, d2=3))
+    hidden = torch.tensor([[False] * 4, [False, True, True, False]])
+    assert torch.autograd.gradcheck(lambda *args: attention(*args, hidden), (query, key, value))
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_steps_of_causal_attention_equal_the_whole(tied):
+    x, key, _ = inputs(70, d2=5)
+    value = key if tied else inputs(70, d2=5, seed=1)[2]
+    pack = torch.nn.functional.softplus(inputs(70, seed=2)[2])
+    hidden = torch.tensor([[False] * 4, [False, False, True, True]])
+    out, unpack = causal_attention(x, key, value, pack, hidden)
+    state, steps = None, []
+    for t in range(70):
+        k, v = key[:, :, t : t + 1], value[:, :, t : t + 1]
+        step = causal_attention_step(
+            x[:, :, t : t + 1], k, k if tied else v, pack[:, :, t : t + 1], state, hidden
+        )
+        steps.append(step[:2])
+        state = step[2]
+    close(torch.cat([s[0] for s in steps], dim=2), out)
+    close(torch.cat([s[1] for s in steps], dim=2), unpack)
+    assert state.keys.steps == 70
+    assert (state.values is None) == tied
+
+
+def test_values_of_a_tied_state_are_the_keys_transposed():
+    x, key, _ = inputs(9, d2=5)
+    pack = torch.nn.functional.softplus(inputs(9, seed=2)[2])
+    tied = untied = None
+    for t in range(9):
+        now = slice(t, t + 1)
+        q, k, a = x[:, :, now], key[:, :, now], pack[:, :, now]
+        *_, tied = causal_attention_step(q, k, k, a, tied)
+        *_, untied = causal_attention_step(q, k, k.clone(), a, untied)
+    close(tied.keys.mean.transpose(-1, -2), untied.values.mean, tolerance=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision_stays_exact_over_2000_steps(dtype):
+    """The reference keeps counter and sums in the activation's dtype: in bf16 it stops at 256."""
+    n = 2000
+    half = inputs(n, dtype, batch=1, heads=1)
+    half[1], half[2] = half[1].abs(), half[2].abs()  # a mean that does not vanish
+    x, y, z = (u.double() for u in half)
+    want, want_state = naive_causal_product(x, y, z, output_state=True)
+
+    state = empty_state(half[1], half[2])
+    for t in range(n):
+        state = state.update(half[1][:, :, t : t + 1], half[2][:, :, t : t + 1])
+    assert state.mean.dtype == torch.float32
+    assert state.steps == n
+    close(state.mean.double(), want_state.mean, tolerance=1e-5)
+
+    for form in FORMS.values():
+        out, _ = form(*half)
+        assert out.dtype == dtype
+        # one rounding of the result to half precision, no more
+        torch.testing.assert_close(
+            out.double(), want, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps * 0.05
+        )
+
+
+def test_autocast_does_not_lower_the_sums():
+    x, y, z = inputs(300, torch.float32)
+    want, _ = naive_causal_product(*(u.double() for u in (x, y, z)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = chunk_causal_product(x, y, z)
+    close(out.double(), want, tolerance=1e-5)
+
+
+def test_long_sequences_in_float32():
+    x, y, z = inputs(8192, torch.float32, batch=1, heads=1)
+    want, _ = chunk_causal_product(*(u.double() for u in (x, y, z)))
+    close(chunk_causal_product(x, y, z)[0].double(), want, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("product", [*FORMS.values(), naive_causal_product])
+def test_the_future_changes_nothing_to_the_bit(product):
+    x, y, z = inputs(130, torch.float32)
+    before, _ = product(x, y, z)
+    for changed in (y, z):
+        changed[:, :, 77] += 1
+    after, _ = product(x, y, z)
+    assert torch.equal(before[:, :, :77], after[:, :, :77])
+    assert not torch.equal(before[:, :, 77:], after[:, :, 77:])
+
+
+@pytest.mark.parametrize("activation", CAUSAL_ACTIVATIONS.values(), ids=CAUSAL_ACTIVATIONS)
+def test_causal_activations_are_positive_and_one_at_zero(activation):
+    x = torch.linspace(-10, 10, 101, dtype=torch.float64)
+    assert (activation(x) > 0).all()
+    close(activation(torch.zeros(1, dtype=torch.float64)), torch.ones(1, dtype=torch.float64))
+
+
+def test_reorder_of_a_state():
+    _, y, z = inputs(3, batch=3)
+    _, state = recurrent_causal_product(y, y, z, output_state=True)
+    moved = CausalState(state, None).reorder(torch.tensor([2, 0, 0, 1]))
+    assert moved.values is None
+    assert moved.keys.steps == 3
+    close(moved.keys.mean, state.mean[[2, 0, 0, 1]], tolerance=0)
+
+
+def test_chunk_size_below_one_is_refused():
+    with pytest.raises(ValueError, match="`chunk_size` must be >= 1, but is 0 instead."):
+        chunk_causal_product(*inputs(3), chunk_size=0)

@@ -1,0 +1,168 @@
+"""Decoding: incremental = full, beams, alignments, and what is computed once."""
+
+import pytest
+import torch
+from fairseq.models import FairseqDecoder, FairseqEncoderDecoderModel
+from fairseq.sequence_generator import SequenceGenerator
+from tiny import EOS, PAD, VARIANTS, build, sentences, sharpen, targets
+
+variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+
+
+class FullRecomputation(FairseqDecoder):
+    """A Luna decoder that forgets: every step runs over the whole prefix."""
+
+    def __init__(self, decoder):
+        super().__init__(decoder.dictionary)
+        self.decoder = decoder
+
+    def forward(self, prev_output_tokens, encoder_out=None, **kwargs):
+        return self.decoder(prev_output_tokens, encoder_out)
+
+    def max_positions(self):
+        return self.decoder.max_positions()
+
+
+def generate(model, source, beam, **kwargs):
+    generator = SequenceGenerator(
+        [model], model.decoder.dictionary, beam_size=beam, max_len_b=25, **kwargs
+    )
+    lengths = source.ne(PAD).sum(dim=1)
+    sample = {"id": torch.arange(len(source)), "net_input": {"src_tokens": source, "src_lengths": lengths}}
+    return generator.generate([model], sample)
+
+
+@torch.no_grad()
+@variants
+@pytest.mark.parametrize("length", [1, 70])
+def test_step_by_step_equals_all_at_once(settings, length):
+    model = sharpen(build(**settings))
+    source, prev = sentences([12, 5, 2]), targets([length] * 3)
+    encoder_out, state = model.encoder(source), {}
+    want = model.decoder(prev, encoder_out)[0]
+    steps = [
+        model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0]
+        for t in range(length)
+    ]
+    torch.testing.assert_close(torch.cat(steps, dim=1), want, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.stock
+@variants
+@pytest.mark.parametrize("beam", [1, 5])
+def test_beam_search_equals_full_recomputation(settings, beam):
+    source = sentences([12, 5, 2, 9])
+    # a model whose sentences end at different times, so that the batch shrinks on the way
+    for seed in range(20):
+        model = sharpen(build(**settings), seed)
+        found = generate(model, source, beam)
+        if len({len(hypotheses[0]["tokens"]) for hypotheses in found}) > 1:
+            break
+    else:
+        pytest.fail("all 20 models end all sentences at the same time")
+    forgetful = FairseqEncoderDecoderModel(model.encoder, FullRecomputation(model.decoder))
+    for ours, theirs in zip(found, generate(forgetful, source, beam)):
+        assert [h["tokens"].tolist() for h in ours] == [h["tokens"].tolist() for h in theirs]
+        for a, b in zip(ours, theirs):
+            torch.testing.assert_close(a["score"], b["score"])
+
+
+@torch.no_grad()
+@variants
+def test_a_sentence_alone_translates_as_in_a_batch(settings):
+    model, lengths = sharpen(build(**settings)), [12, 5, 2, 9]
+    source = sentences(lengths)
+    batch = generate(model, source, beam=3)
+    for i, n in enumerate(lengths):
+        alone = generate(model, source[i : i + 1, -n:], beam=3)[0]
+        assert batch[i][0]["tokens"].tolist() == alone[0]["tokens"].tolist()
+
+
+@torch.no_grad()
+@variants
+def test_attention_is_target_by_source(settings):
+    """unpack @ pack: a distribution over the source words, none of it on padding."""
+    model = sharpen(build(**settings))
+    source = sentences([12, 5, 1])
+    for hypotheses, row in zip(generate(model, source, beam=2), source):
+        attention, tokens = hypotheses[0]["attention"], hypotheses[0]["tokens"]
+        n = int(row.ne(PAD).sum())
+        assert attention.size(1) == len(tokens)
+        # fairseq hands out the columns of the real words
+        torch.testing.assert_close(attention[-n:].sum(dim=0), torch.ones(len(tokens), dtype=attention.dtype))
+
+
+@torch.no_grad()
+def test_attention_is_the_product_of_the_last_unpack_and_pack():
+    model = sharpen(build())
+    source, prev = sentences([12, 5]), targets([1, 1])
+    seen = {}
+    model.encoder.memory.layers[-1].pack.register_forward_hook(lambda *args: seen.update(pack=args[-1][1]))
+    model.decoder.layers[-1].cross_attn.register_forward_hook(lambda *args: seen.update(unpack=args[-1][1]))
+    _, extra = model.decoder(prev, model.encoder(source), incremental_state={})
+    want = torch.einsum("bhtl,bgls->bts", seen["unpack"], seen["pack"]) / 16
+    torch.testing.assert_close(extra["attn"][0], want)
+    # the same from a whole pass, once fairseq has said that it wants alignments
+    assert model.decoder(prev, model.encoder(source))[1]["attn"] == [None]
+    model.decoder.make_generation_fast_(need_attn=True)
+    torch.testing.assert_close(model.decoder(prev, model.encoder(source))[1]["attn"][0], want)
+
+
+@torch.no_grad()
+def test_what_the_source_decides_is_computed_once_per_sentence():
+    """Before the beams are expanded: P, causal pack queries, packed cross keys and values."""
+    model = sharpen(build(untie_luna_kv=True))
+    calls = {}
+    for name, module in model.encoder.named_modules():
+        # the embedding is the decoder's too, and a dropout at rest is called for X and P
+        if "." in name and not list(module.children()) and not name.endswith("dropout"):
+            module.register_forward_hook(
+                lambda m, inputs, out, name=name: calls.setdefault(name, []).append(inputs[0].size(0))
+            )
+    hypotheses = generate(model, sentences([12, 5, 2]), beam=4)
+    assert max(len(h[0]["tokens"]) for h in hypotheses) > 3
+    for layer in range(2):
+        for part in ("causal_query", "pack.query", "key_value.key", "key_value.value"):
+            assert calls[f"memory.layers.{layer}.{part}"] == [3]
+    assert {name: batches for name, batches in calls.items() if batches != [3]} == {}
+    # and the decoder has no parameter that reads P or the source
+    names = [n for n, _ in model.decoder.named_modules()]
+    assert not [n for n in names if "pack" in n and not n.endswith("pack_key")]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_state_is_of_constant_size(tied):
+    model = build(untie_luna_kv=not tied, double=False).bfloat16()
+    source = sentences([12, 5])
+    encoder_out, state, sizes = model.encoder(source), {}, set()
+    prev = torch.full((2, 1), EOS)
+    for t in range(20):
+        model.decoder(prev, encoder_out, incremental_state=state)
+        prev = torch.cat((prev, torch.full((2, 1), 7)), dim=1)
+        memories = [m for s in state.values() for m in s if m is not None]
+        assert {m.steps for m in memories} == {t + 1}
+        assert {m.mean.dtype for m in memories} == {torch.float32}
+        sizes.add(sum(m.mean.numel() for m in memories))
+    heads, d, slots, layers = 4, 8, 6, 2
+    assert sizes == {2 * layers * heads * d * slots * (1 if tied else 2)}
+
+
+@torch.no_grad()
+@variants
+def test_reordering_follows_the_beams(settings):
+    """Also when all hidden states are asked for, and when the batch shrinks."""
+    model = sharpen(build(**settings))
+    source, prev = sentences([12, 5, 2]), targets([6, 6, 6])
+    order = torch.tensor([2, 0])
+    encoder_out, state = model.encoder(source, return_all_hiddens=True), {}
+    assert len(encoder_out["encoder_states"]) == 3
+    for t in range(5):
+        model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)
+    model.decoder.reorder_incremental_state_scripting(state, order)
+    moved = model.encoder.reorder_encoder_out(encoder_out, order)
+    out, _ = model.decoder(prev[order], moved, incremental_state=state)
+    want, _ = model.decoder(prev, encoder_out)
+    torch.testing.assert_close(out[:, 0], want[order, -1], rtol=0, atol=1e-9)
+    torch.testing.assert_close(moved["encoder_states"][1], encoder_out["encoder_states"][1][:, order])

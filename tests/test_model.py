@@ -1,0 +1,212 @@
+"""The whole model: settings, masks, gradients, causality."""
+
+import pytest
+import torch
+from tiny import DIMS, EOS, PAD, VARIANTS, build, dictionary, sentences, sharpen, targets, task
+
+from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig, checked
+from fairseq_luna.model import LunaTransformerModel
+
+variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+
+
+def logits(model, source, prev):
+    return model(source, None, prev)[0]
+
+
+@variants
+def test_every_parameter_has_a_gradient(settings):
+    """So that DDP needs no --find-unused-parameters."""
+    model = build(**settings).train()
+    logits(model, sentences([9, 5]), targets([7, 3])).logsumexp(-1).sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # a bias on keys shifts all logits of a softmax alike: its gradient is there, but zero
+    assert [n for n in without if not n.endswith(".key.bias")] == []
+
+
+@variants
+@pytest.mark.parametrize("left_pad", [True, False], ids=["left-padded", "right-padded"])
+def test_a_sentence_alone_is_the_same_in_a_batch(settings, left_pad):
+    model = sharpen(build(**settings))
+    lengths, target_lengths = [12, 5, 2], [7, 9, 1]
+    source, prev = sentences(lengths, left_pad), targets(target_lengths)
+    batch = logits(model, source, prev)
+    for i, (n, t) in enumerate(zip(lengths, target_lengths)):
+        alone = source[i, -n:] if left_pad else source[i, :n]
+        one = logits(model, alone.unsqueeze(0), prev[i : i + 1, :t])
+        torch.testing.assert_close(batch[i : i + 1, :t], one, rtol=0, atol=1e-12)
+
+
+@variants
+def test_the_future_changes_nothing_to_the_bit(settings):
+    model, source = sharpen(build(**settings, double=False)), sentences([9, 5])
+    prev = targets([90, 90])
+    changed = prev.clone()
+    changed[:, 70] = (changed[:, 70] + 1).clamp(min=4) % 44
+    before, after = logits(model, source, prev), logits(model, source, changed)
+    assert torch.equal(before[:, :70], after[:, :70])
+    assert not torch.equal(before[:, 70], after[:, 70])
+
+
+@variants
+def test_the_source_matters_and_padding_does_not(settings):
+    model, prev = sharpen(build(**settings)), targets([5, 5])
+    source = sentences([9, 4])
+    wider = torch.cat((torch.full((2, 3), PAD), source), dim=1)
+    changed = source.clone()
+    changed[:, -2] = (changed[:, -2] + 1).clamp(min=4) % 44
+    want = logits(model, source, prev)
+    torch.testing.assert_close(logits(model, wider, prev), want, rtol=0, atol=1e-12)
+    assert (logits(model, changed, prev) - want).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("fixed", [True, False], ids=["fixed", "cut"])
+def test_slots_beyond_every_sentence(fixed):
+    """l larger than every sentence: no slot is read that a sentence does not have."""
+    model = build(projection_length=50, fix_projection_length=fixed)
+    out = model.encoder(sentences([7, 3]))
+    assert out["packed_out"][0].size(0) == (50 if fixed else 7)
+    if fixed:
+        assert out["packed_padding_mask"] == []
+    else:
+        assert out["packed_padding_mask"][0].sum(dim=1).tolist() == [0, 4]
+
+
+def test_a_batch_of_one_token():
+    model = build()
+    out = logits(model, torch.tensor([[EOS]]), torch.tensor([[EOS]]))
+    assert out.shape == (1, 1, 44)
+    assert out.isfinite().all()
+
+
+def test_an_empty_line_in_the_middle_of_a_batch():
+    """An empty line is a source of eos alone."""
+    model = build()
+    source, prev = sentences([9, 1, 6]), targets([5, 5, 5])
+    out = logits(model, source, prev)
+    assert out.isfinite().all()
+    torch.testing.assert_close(
+        out[1:2], logits(model, torch.tensor([[EOS]]), prev[1:2]), rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("settings", [{}, {"untie_luna_kv": True}], ids=["tied", "untied"])
+def test_half_precision_model(dtype, settings):
+    model = sharpen(build(**settings))
+    source, prev = sentences([9, 5]), targets([300, 300])
+    want = logits(model, source, prev).log_softmax(-1)
+    out = logits(model.to(dtype), source, prev)
+    assert out.dtype == dtype
+    # the tolerance of one model in half precision against float64, not of a sum that drifts
+    error = (out.double().log_softmax(-1) - want).abs()
+    assert error.mean() < 20 * torch.finfo(dtype).eps
+    assert error[:, 250:].mean() < 2 * error[:, :50].mean()
+
+
+def test_dropout_reaches_all_parts():
+    for name in ("dropout", "attention_dropout", "activation_dropout"):
+        model = build(**{name: 0.5}).train()
+        source, prev = sentences([9, 5]), targets([5, 5])
+        torch.manual_seed(1)
+        first = logits(model, source, prev)
+        assert not torch.equal(first, logits(model, source, prev)), name
+
+
+# --- settings
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_architectures_build_and_count_layers(arch):
+    words = dictionary(20)
+    cfg = LunaTransformerConfig(**{**ARCHITECTURES[arch], "encoder_layers": 2, "decoder_layers": 1})
+    model = LunaTransformerModel.build_model(cfg, task(words, words))
+    assert len(model.encoder.layers) == 2
+    assert len(model.decoder.layers) == len(model.encoder.memory.layers) == 1
+
+
+def test_settings_that_follow_others():
+    cfg = checked(LunaTransformerConfig(encoder_embed_dim=64, encoder_ffn_embed_dim=96))
+    assert (cfg.decoder_embed_dim, cfg.decoder_ffn_embed_dim) == (64, 96)
+    assert cfg.encoder_projected_attention_heads == 8
+
+
+def test_shared_embeddings_are_one():
+    model = build()
+    assert model.encoder.embed_tokens.weight is model.decoder.output_projection.weight
+
+
+BAD = {
+    "heads": (
+        {"encoder_attention_heads": 5},
+        r"--encoder-attention-heads 5 does not divide --encoder-embed-dim 32.*1, 2, 4, 8, 16, 32",
+    ),
+    "pack-heads": (
+        {"decoder_projected_attention_heads": 3},
+        r"--decoder-projected-attention-heads 3 does not divide --encoder-embed-dim 32",
+    ),
+    "no-heads": ({"decoder_attention_heads": 0}, r"--decoder-attention-heads 0 does not divide"),
+    "no-slots": ({"projection_length": 0}, r"--projection-length must be at least 1, but is 0"),
+    "no-layers": ({"decoder_layers": 0}, r"--decoder-layers must be at least 1, but is 0"),
+    "activation": ({"activation_fn": "swash"}, r"--activation-fn 'swash' is unknown; choose from relu"),
+    "causal-activation": (
+        {"causal_activation": "softmax"},
+        r"--causal-activation 'softmax' is unknown; choose from softplus, elu",
+    ),
+    "shared-dims": ({"decoder_embed_dim": 16}, r"--encoder-embed-dim is 32 and --decoder-embed-dim 16"),
+    "shared-paths": (
+        {"decoder_embed_path": "b.txt"},
+        r"--share-all-embeddings takes --encoder-embed-path alone, but --decoder-embed-path b.txt",
+    ),
+}
+
+
+@pytest.mark.parametrize("settings, message", BAD.values(), ids=BAD)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(**settings)
+
+
+def test_shared_embeddings_with_two_dictionaries_are_refused():
+    with pytest.raises(ValueError, match=r"the source has 20 words and the target 30 .*--joined-dict"):
+        LunaTransformerModel.build_model(
+            LunaTransformerConfig(**DIMS), task(dictionary(20), dictionary(30))
+        )
+
+
+def test_left_padded_targets_are_refused():
+    two_sided = task(dictionary(20), dictionary(20))
+    two_sided.cfg = task(None, None)
+    two_sided.cfg.left_pad_target = True
+    with pytest.raises(ValueError, match="--left-pad-target True"):
+        LunaTransformerModel.build_model(LunaTransformerConfig(**DIMS), two_sided)
+
+
+def test_sources_beyond_learned_positions_are_refused():
+    model = build(encoder_learned_pos=True, max_source_positions=8)
+    assert model.encoder(sentences([8]))["encoder_out"][0].size(0) == 8
+    with pytest.raises(ValueError, match="--max-source-positions is 8, but a source of 9 tokens"):
+        model.encoder(sentences([9]))
+
+
+def test_sources_beyond_fixed_positions_are_right():
+    short, long = build(max_source_positions=8), build(max_source_positions=64)
+    source, prev = sentences([30]), targets([20])
+    torch.testing.assert_close(logits(short, source, prev), logits(long, source, prev))
+
+
+# --- checkpoints
+
+
+def test_a_model_loads_its_own_state():
+    one, other = build(seed=1), build(seed=2)
+    other.load_state_dict(one.state_dict())
+    source, prev = sentences([9, 5]), targets([7, 3])
+    assert torch.equal(logits(one, source, prev), logits(other, source, prev))
+
+
+def test_a_state_of_other_settings_is_refused():
+    with pytest.raises(RuntimeError, match=r"encoder\.layers\.0\.key_value|key_value\.both"):
+        build().load_state_dict(build(untie_luna_kv=True).state_dict())
+    with pytest.raises(RuntimeError, match="size mismatch for encoder.packed_embedding"):
+        build().load_state_dict(build(projection_length=7).state_dict())

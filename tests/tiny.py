@@ -1,0 +1,103 @@
+"""Tiny models and batches for the tests."""
+
+from types import SimpleNamespace
+from typing import Any, List
+
+import torch
+from fairseq.data import Dictionary
+
+from fairseq_luna.config import LunaTransformerConfig
+from fairseq_luna.model import LunaTransformerModel
+
+PAD, EOS = 1, 2
+DIMS = {
+    "encoder_embed_dim": 32,
+    "encoder_ffn_embed_dim": 48,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "projection_length": 6,
+    "share_all_embeddings": True,
+}
+PRE_NORM = {"encoder_normalize_before": True, "decoder_normalize_before": True}
+UNTIED = {"untie_luna_kv": True}
+
+# settings that change which code runs, each by its id
+VARIANTS = {
+    "tied": {},
+    "untied": UNTIED,
+    "pre-norm": PRE_NORM,
+    "untied-pre-norm": {**UNTIED, **PRE_NORM},
+    "fixed-length": {"fix_projection_length": True},
+    "elu": {"causal_activation": "elu"},
+    "pack-heads": {"encoder_projected_attention_heads": 2, "decoder_projected_attention_heads": 1},
+    "two-dims": {
+        "share_all_embeddings": False,
+        "decoder_embed_dim": 16,
+        "decoder_ffn_embed_dim": 24,
+    },
+    "layernorm-embedding": {"layernorm_embedding": True},
+    "learned-positions": {"encoder_learned_pos": True, "decoder_learned_pos": True},
+}
+
+
+def dictionary(size: int = 44) -> Dictionary:
+    """4 specials and words w0, w1, ..."""
+    result = Dictionary()
+    for i in range(size - 4):
+        result.add_symbol(f"w{i}")
+    return result
+
+
+def task(source: Dictionary, target: Dictionary) -> Any:
+    """What building a model asks of a task."""
+    return SimpleNamespace(source_dictionary=source, target_dictionary=target)
+
+
+def build(size: int = 44, double: bool = True, seed: int = 1, **settings: Any) -> LunaTransformerModel:
+    """A tiny model, without dropout unless given, in evaluation mode."""
+    torch.manual_seed(seed)
+    words = dictionary(size)
+    cfg = LunaTransformerConfig(**{**DIMS, "dropout": 0.0, **settings})
+    model = LunaTransformerModel.build_model(cfg, task(words, words)).eval()
+    return model.double() if double else model
+
+
+def sharpen(model: LunaTransformerModel, seed: int = 2) -> LunaTransformerModel:
+    """Makes a fresh model opinionated: random biases, embeddings that tell words apart, and an
+    end of sentence that comes at times."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"):
+                p.add_(torch.randn(p.shape, generator=generator, dtype=torch.float64), alpha=0.3)
+            elif "embed_tokens" in name or "output_projection" in name:
+                p.mul_(2)
+        decoder = model.decoder
+        last_norm = decoder.layer_norm or decoder.layers[-1].ffn_residual.layer_norm
+        eos = decoder.output_projection.weight[EOS]
+        last_norm.bias.add_(eos, alpha=float(4 / eos.dot(eos)))
+    return model
+
+
+def sentences(lengths: List[int], left_pad: bool = True, size: int = 44, seed: int = 3) -> torch.Tensor:
+    """(B, n) random source sentences of these lengths, eos included, padded on the left or right."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = torch.full((len(lengths), max(lengths)), PAD)
+    for row, n in zip(batch, lengths):
+        words = torch.randint(4, size, (n,), generator=generator)
+        words[-1] = EOS
+        if left_pad:
+            row[len(row) - n :] = words
+        else:
+            row[:n] = words
+    return batch
+
+
+def targets(lengths: List[int], size: int = 44, seed: int = 4) -> torch.Tensor:
+    """(B, n) shifted targets, eos first, padded on the right."""
+    batch = sentences([n + 1 for n in lengths], left_pad=False, size=size, seed=seed)[:, :-1]
+    return torch.cat((torch.full((len(lengths), 1), EOS), batch), dim=1)[:, : max(lengths)].masked_fill(
+        torch.arange(max(lengths)) >= torch.tensor(lengths).unsqueeze(1), PAD
+    )
