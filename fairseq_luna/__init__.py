@@ -1,7 +1,14 @@
 """Luna, linear unified nested attention (arXiv 2106.01540), for machine translation in fairseq."""
 
-from .versions import require_fairseq
+from .versions import __version__, require_fairseq, run_as_command
 
-require_fairseq()
+__all__ = ["__version__"]
 
-from . import model  # noqa: E402, F401  registers the model with fairseq
+if not run_as_command():  # `python -m fairseq_luna` answers where fairseq is missing, too
+    require_fairseq()
+
+    from . import compat
+
+    compat.apply()
+
+    from . import model  # noqa: F401  registers the model with fairseq

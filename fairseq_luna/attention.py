@@ -12,17 +12,15 @@ Tensors are batch first: (B, n, D), and (B, H, n, d) once projected and split in
 """
 
 import math
-from typing import Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
-from fairseq.incremental_decoding_utils import FairseqIncrementalState
 from fairseq.modules import FairseqDropout
 from torch import Tensor
 
 from .functional import (
     CAUSAL_ACTIVATIONS,
-    CausalState,
     attention,
     causal_attention,
     causal_attention_step,
@@ -122,9 +120,7 @@ class Unpack(nn.Module):
         self.out = linear(dim, dim)
         self.dropout = FairseqDropout(dropout, module_name="LunaUnpack")
 
-    def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, hidden_slots: Optional[Tensor] = None
-    ) -> Heads:
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, hidden_slots: Optional[Tensor] = None) -> Heads:
         """Reads the slots, given as keys and values.
 
         Args:
@@ -163,7 +159,7 @@ class LunaAttention(nn.Module):
         return y_x, y_p
 
 
-class LunaCausalAttention(FairseqIncrementalState, nn.Module):
+class LunaCausalAttention(nn.Module):
     """Luna's causal self-attention (paper, section 3.3), in parallel or step by step.
 
     P is read, not updated, and comes as the pack query P W of `encoder.SourceMemory`, since it
@@ -184,7 +180,7 @@ class LunaCausalAttention(FairseqIncrementalState, nn.Module):
         x: Tensor,
         pack_query: Tensor,
         hidden_slots: Optional[Tensor] = None,
-        incremental_state: Optional[Dict] = None,
+        incremental_state: Optional[Dict[Any, Any]] = None,
     ) -> Tensor:
         """Attends to the positions up to each one's own.
 
@@ -192,7 +188,7 @@ class LunaCausalAttention(FairseqIncrementalState, nn.Module):
             x: X, (B, n, D); with an incremental state the one new position, (B, 1, D).
             pack_query: projected and scaled P, (B, H, l, d).
             hidden_slots: (B, l), True where a slot is not used.
-            incremental_state: fairseq's; this module keeps a `CausalState` in it.
+            incremental_state: fairseq's; holds this module's `CausalState`, under the module.
 
         Returns:
             (B, n, D).
@@ -200,19 +196,16 @@ class LunaCausalAttention(FairseqIncrementalState, nn.Module):
         query, (key, value) = self.query(x), self.key_value(x)
         pack = self.dropout(self.activation(self.pack_key(x) @ pack_query.transpose(-1, -2)))
         if incremental_state is None:
-            out, _ = causal_attention(
-                query, key, value, pack, hidden_slots, self.dropout, UNPACK_DTYPE
-            )
+            out, _ = causal_attention(query, key, value, pack, hidden_slots, self.dropout, UNPACK_DTYPE)
         else:
-            state = self.get_incremental_state(incremental_state, "state")
+            state = incremental_state.get(self)
             out, _, state = causal_attention_step(
                 query, key, value, pack, state, hidden_slots, self.dropout, UNPACK_DTYPE
             )
-            self.set_incremental_state(incremental_state, "state", state)
+            incremental_state[self] = state
         return self.out(merge_heads(out))
 
-    def reorder_incremental_state(self, incremental_state: Dict, new_order: Tensor) -> None:
+    def reorder_incremental_state(self, incremental_state: Dict[Any, Any], new_order: Tensor) -> None:
         """Called by fairseq when beams change places or sentences end. new_order: (B',)."""
-        state: Optional[CausalState] = self.get_incremental_state(incremental_state, "state")
-        if state is not None:
-            self.set_incremental_state(incremental_state, "state", state.reorder(new_order))
+        if self in incremental_state:
+            incremental_state[self] = incremental_state[self].reorder(new_order)

@@ -23,31 +23,21 @@ class LunaTransformerConfig(FairseqDataclass):
     """Settings of a Luna Transformer; the defaults are the paper's base model with l = 32."""
 
     # Luna
-    projection_length: int = field(
-        default=32, metadata=_help("l, the number of slots of the packed sequence P")
-    )
+    projection_length: int = field(default=32, metadata=_help("l, the number of slots of the packed sequence P"))
     fix_projection_length: bool = field(
         default=False, metadata=_help("use all l slots even for sentences shorter than l")
     )
-    untie_luna_kv: bool = field(
-        default=False, metadata=_help("separate projections for keys and values")
-    )
+    untie_luna_kv: bool = field(default=False, metadata=_help("separate projections for keys and values"))
     causal_activation: CausalActivation = field(  # type: ignore[valid-type]
         default="softplus", metadata=_help("w of the decoder's causal pack")
     )
 
     # encoder
-    encoder_embed_path: Optional[str] = field(
-        default=None, metadata=_help("path to pre-trained encoder embeddings")
-    )
+    encoder_embed_path: Optional[str] = field(default=None, metadata=_help("path to pre-trained encoder embeddings"))
     encoder_embed_dim: int = field(default=512, metadata=_help("encoder dimension"))
-    encoder_ffn_embed_dim: int = field(
-        default=2048, metadata=_help("encoder dimension of the feed-forward")
-    )
+    encoder_ffn_embed_dim: int = field(default=2048, metadata=_help("encoder dimension of the feed-forward"))
     encoder_layers: int = field(default=6, metadata=_help("number of encoder layers"))
-    encoder_attention_heads: int = field(
-        default=8, metadata=_help("number of encoder attention heads")
-    )
+    encoder_attention_heads: int = field(default=8, metadata=_help("number of encoder attention heads"))
     encoder_projected_attention_heads: Optional[int] = field(
         default=None,
         metadata=_help("heads of the encoder's pack (default: --encoder-attention-heads)"),
@@ -55,14 +45,10 @@ class LunaTransformerConfig(FairseqDataclass):
     encoder_normalize_before: bool = field(
         default=False, metadata=_help("layer norm before each encoder block (pre-norm)")
     )
-    encoder_learned_pos: bool = field(
-        default=False, metadata=_help("learned positions in the encoder")
-    )
+    encoder_learned_pos: bool = field(default=False, metadata=_help("learned positions in the encoder"))
 
     # decoder
-    decoder_embed_path: Optional[str] = field(
-        default=None, metadata=_help("path to pre-trained decoder embeddings")
-    )
+    decoder_embed_path: Optional[str] = field(default=None, metadata=_help("path to pre-trained decoder embeddings"))
     decoder_embed_dim: Optional[int] = field(
         default=None, metadata=_help("decoder dimension (default: --encoder-embed-dim)")
     )
@@ -71,9 +57,7 @@ class LunaTransformerConfig(FairseqDataclass):
         metadata=_help("decoder dimension of the feed-forward (default: --encoder-ffn-embed-dim)"),
     )
     decoder_layers: int = field(default=6, metadata=_help("number of decoder layers"))
-    decoder_attention_heads: int = field(
-        default=8, metadata=_help("number of decoder attention heads")
-    )
+    decoder_attention_heads: int = field(default=8, metadata=_help("number of decoder attention heads"))
     decoder_projected_attention_heads: Optional[int] = field(
         default=None,
         metadata=_help("heads of the cross attention's pack (default: --decoder-attention-heads)"),
@@ -81,15 +65,11 @@ class LunaTransformerConfig(FairseqDataclass):
     decoder_normalize_before: bool = field(
         default=False, metadata=_help("layer norm before each decoder block (pre-norm)")
     )
-    decoder_learned_pos: bool = field(
-        default=False, metadata=_help("learned positions in the decoder")
-    )
+    decoder_learned_pos: bool = field(default=False, metadata=_help("learned positions in the decoder"))
 
     # regularisation and activation
     dropout: float = field(default=0.1, metadata=_help("dropout probability"))
-    attention_dropout: float = field(
-        default=0.0, metadata=_help("dropout probability of attention weights")
-    )
+    attention_dropout: float = field(default=0.0, metadata=_help("dropout probability of attention weights"))
     activation_dropout: float = field(
         default=0.0, metadata=_help("dropout probability after the feed-forward's activation")
     )
@@ -102,9 +82,7 @@ class LunaTransformerConfig(FairseqDataclass):
         default=False,
         metadata=_help("one embedding for source, target and output (needs a joined dictionary)"),
     )
-    share_decoder_input_output_embed: bool = field(
-        default=False, metadata=_help("one embedding for target and output")
-    )
+    share_decoder_input_output_embed: bool = field(default=False, metadata=_help("one embedding for target and output"))
     layernorm_embedding: bool = field(default=False, metadata=_help("layer norm on embeddings"))
     no_scale_embedding: bool = field(
         default=False, metadata=_help("do not scale embeddings by the square root of the dimension")
@@ -112,12 +90,8 @@ class LunaTransformerConfig(FairseqDataclass):
     no_token_positional_embeddings: bool = field(
         default=False, metadata=_help("no positions, of tokens and slots alike")
     )
-    max_source_positions: int = field(
-        default=1024, metadata=_help("longest source, in tokens")
-    )
-    max_target_positions: int = field(
-        default=1024, metadata=_help("longest target, in tokens")
-    )
+    max_source_positions: int = field(default=1024, metadata=_help("longest source, in tokens"))
+    max_target_positions: int = field(default=1024, metadata=_help("longest target, in tokens"))
 
 
 WMT: Dict[str, Any] = {"attention_dropout": 0.1, "activation_dropout": 0.1}
@@ -204,9 +178,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
         ("activation_fn", utils.get_available_activation_fns()),
     ):
         if values[name] not in choices:
-            raise ValueError(
-                f"{flag(name)} {values[name]!r} is unknown; choose from {', '.join(choices)}."
-            )
+            raise ValueError(f"{flag(name)} {values[name]!r} is unknown; choose from {', '.join(choices)}.")
     if values["share_all_embeddings"]:
         if values["encoder_embed_dim"] != values["decoder_embed_dim"]:
             raise ValueError(

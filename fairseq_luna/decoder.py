@@ -4,6 +4,7 @@ import math
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch.nn as nn
+from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import FairseqDropout, LayerNorm, PositionalEmbedding
 from torch import Tensor
@@ -21,10 +22,10 @@ class LunaDecoder(FairseqIncrementalDecoder):
         embed_tokens: the target embedding.
     """
 
-    def __init__(self, cfg, dictionary, embed_tokens: nn.Embedding):
+    def __init__(self, cfg: Any, dictionary: Dictionary, embed_tokens: nn.Embedding):
         super().__init__(dictionary)
         dim = cfg.decoder_embed_dim
-        self.padding_idx = embed_tokens.padding_idx
+        self.padding_idx = dictionary.pad()
         self.max_target_positions = cfg.max_target_positions
         self.learned_pos = cfg.decoder_learned_pos
 
@@ -47,13 +48,11 @@ class LunaDecoder(FairseqIncrementalDecoder):
             nn.init.normal_(self.output_projection.weight, std=dim**-0.5)
         self.need_attn = False
 
-    def embed(self, prev_output_tokens: Tensor, incremental_state: Optional[Dict]) -> Tensor:
+    def embed(self, prev_output_tokens: Tensor, incremental_state: Optional[Dict[Any, Any]]) -> Tensor:
         """Tokens (B, n) -> X of the first layer, (B, n, D), or (B, 1, D) of the last token."""
         positions = None
         if self.embed_positions is not None:
-            positions = self.embed_positions(
-                prev_output_tokens, incremental_state=incremental_state
-            )
+            positions = self.embed_positions(prev_output_tokens, incremental_state=incremental_state)
         if incremental_state is not None:
             prev_output_tokens = prev_output_tokens[:, -1:]
             positions = None if positions is None else positions[:, -1:]
@@ -68,7 +67,7 @@ class LunaDecoder(FairseqIncrementalDecoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: EncoderOut,
-        incremental_state: Optional[Dict[str, Any]] = None,
+        incremental_state: Optional[Dict[Any, Any]] = None,
         features_only: bool = False,
         src_lengths: Optional[Tensor] = None,
         return_all_hiddens: bool = False,
@@ -97,7 +96,7 @@ class LunaDecoder(FairseqIncrementalDecoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: EncoderOut,
-        incremental_state: Optional[Dict[str, Any]] = None,
+        incremental_state: Optional[Dict[Any, Any]] = None,
     ) -> Tuple[Tensor, Dict[str, Any]]:
         """As `forward`, with features (B, n, D) in place of logits."""
         hidden_slots = next(iter(encoder_out["packed_padding_mask"]), None)
@@ -118,7 +117,7 @@ class LunaDecoder(FairseqIncrementalDecoder):
         """Features (B, n, D) -> logits (B, n, V)."""
         return self.output_projection(features)
 
-    def make_generation_fast_(self, need_attn: bool = False, **kwargs) -> None:
+    def make_generation_fast_(self, need_attn: bool = False, **kwargs: Any) -> None:
         """Called by fairseq before generating: `need_attn` if alignments are to be printed."""
         self.need_attn = need_attn
 

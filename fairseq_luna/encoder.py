@@ -1,10 +1,11 @@
 """The Luna encoder, and the memory of the source that it prepares for the decoder."""
 
 import math
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
+from fairseq.data import Dictionary
 from fairseq.models import FairseqEncoder
 from fairseq.modules import (
     FairseqDropout,
@@ -28,12 +29,10 @@ class SourceMemory(nn.Module):
     fairseq expands the beams; a decoding step costs the same whatever the source's length.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any):
         super().__init__()
         last = cfg.decoder_layers - 1
-        self.layers = nn.ModuleList(
-            SourceMemoryLayer(cfg, last=i == last) for i in range(cfg.decoder_layers)
-        )
+        self.layers = nn.ModuleList(SourceMemoryLayer(cfg, last=i == last) for i in range(cfg.decoder_layers))
 
     def forward(
         self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor]
@@ -56,10 +55,10 @@ class LunaEncoder(FairseqEncoder):
         embed_tokens: the source embedding.
     """
 
-    def __init__(self, cfg, dictionary, embed_tokens: nn.Embedding):
+    def __init__(self, cfg: Any, dictionary: Dictionary, embed_tokens: nn.Embedding):
         super().__init__(dictionary)
         dim = cfg.encoder_embed_dim
-        self.padding_idx = embed_tokens.padding_idx
+        self.padding_idx = dictionary.pad()
         self.max_source_positions = cfg.max_source_positions
         self.learned_pos = cfg.encoder_learned_pos
         self.fix_projection_length = cfg.fix_projection_length
@@ -79,9 +78,7 @@ class LunaEncoder(FairseqEncoder):
         self.register_buffer("packed_positions", None, persistent=False)
         # learned slots need no learned positions beside them
         if not (cfg.no_token_positional_embeddings or cfg.encoder_learned_pos):
-            self.packed_positions = SinusoidalPositionalEmbedding.get_embedding(
-                cfg.projection_length, dim
-            )
+            self.packed_positions = SinusoidalPositionalEmbedding.get_embedding(cfg.projection_length, dim)
         self.packed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
         self.dropout = FairseqDropout(cfg.dropout, module_name="LunaEncoder")
 
@@ -154,7 +151,7 @@ class LunaEncoder(FairseqEncoder):
         for layer in self.layers:
             x, packed = layer(x, packed, padding, hidden_slots)
             states.append(x)
-        if self.layer_norm is not None:
+        if self.layer_norm is not None and self.packed_layer_norm is not None:
             x, packed = self.layer_norm(x), self.packed_layer_norm(packed)
 
         views, weights = self.memory(packed, x, padding)

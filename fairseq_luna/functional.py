@@ -48,6 +48,7 @@ class RunningMean(NamedTuple):
         """Follows the beams: row i becomes what row `new_order[i]` was. new_order: (B',)."""
         return RunningMean(self.mean.index_select(0, new_order), self.steps)
 
+
 Dropout = Callable[[Tensor], Tensor]
 ProductResult = Tuple[Tensor, Optional[RunningMean]]
 
@@ -161,9 +162,7 @@ def recurrent_causal_product(
     return torch.cat(steps, dim=2).to(x.dtype), state if output_state else None
 
 
-def softmax(
-    logits: Tensor, hidden: Optional[Tensor] = None, dtype: Optional[torch.dtype] = None
-) -> Tensor:
+def softmax(logits: Tensor, hidden: Optional[Tensor] = None, dtype: Optional[torch.dtype] = None) -> Tensor:
     """Softmax over the last dimension.
 
     Args:
@@ -262,7 +261,7 @@ class CausalState(NamedTuple):
 
     def reorder(self, new_order: Tensor) -> "CausalState":
         """Follows the beams. new_order: (B',)."""
-        return CausalState(*(s and s.reorder(new_order) for s in self))
+        return CausalState(self.keys.reorder(new_order), self.values and self.values.reorder(new_order))
 
 
 def causal_attention_step(

@@ -4,7 +4,7 @@ Besides the layers of encoder and decoder stands `SourceMemoryLayer`, the half o
 that depends on the source alone.
 """
 
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch.nn as nn
 from fairseq import utils
@@ -61,7 +61,7 @@ class FeedForward(nn.Module):
 class LunaEncoderLayer(nn.Module):
     """X_A, P' = LN(Y_X + X), LN(Y_P + P);  X' = LN(FFN(X_A) + X_A)  (paper, section 3.2)."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any):
         super().__init__()
         dim, pre_norm = cfg.encoder_embed_dim, cfg.encoder_normalize_before
         self.self_attn = LunaAttention(
@@ -71,9 +71,7 @@ class LunaEncoderLayer(nn.Module):
             tied=not cfg.untie_luna_kv,
             dropout=cfg.attention_dropout,
         )
-        self.ffn = FeedForward(
-            dim, cfg.encoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout
-        )
+        self.ffn = FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
         self.self_attn_residual = Residual(dim, cfg.dropout, pre_norm)
         self.packed_residual = Residual(dim, cfg.dropout, pre_norm)
         self.ffn_residual = Residual(dim, cfg.dropout, pre_norm)
@@ -106,7 +104,7 @@ class SourceView(NamedTuple):
 class SourceMemoryLayer(nn.Module):
     """The half of a decoder layer that the source alone decides: P, and all that is made of it."""
 
-    def __init__(self, cfg, last: bool):
+    def __init__(self, cfg: Any, last: bool):
         super().__init__()
         dim, tied = cfg.encoder_embed_dim, not cfg.untie_luna_kv
         to_decoder = (dim, cfg.decoder_embed_dim, cfg.decoder_attention_heads)
@@ -132,7 +130,7 @@ class SourceMemoryLayer(nn.Module):
 class LunaDecoderLayer(nn.Module):
     """Causal self-attention, cross attention and feed-forward on the target (paper, section 3.3)."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any):
         super().__init__()
         dim, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
         self.self_attn = LunaCausalAttention(
@@ -143,9 +141,7 @@ class LunaDecoderLayer(nn.Module):
             activation=cfg.causal_activation,
         )
         self.cross_attn = Unpack(dim, heads, cfg.attention_dropout)
-        self.ffn = FeedForward(
-            dim, cfg.decoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout
-        )
+        self.ffn = FeedForward(dim, cfg.decoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
         pre_norm = cfg.decoder_normalize_before
         self.self_attn_residual = Residual(dim, cfg.dropout, pre_norm)
         self.cross_attn_residual = Residual(dim, cfg.dropout, pre_norm)
@@ -156,15 +152,13 @@ class LunaDecoderLayer(nn.Module):
         x: Tensor,
         view: SourceView,
         hidden_slots: Optional[Tensor],
-        incremental_state: Optional[Dict] = None,
+        incremental_state: Optional[Dict[Any, Any]] = None,
     ) -> Tuple[Tensor, Tensor]:
         """X (B, n, D), the source as this layer sees it -> X' and unpack weights (B, H, n, l)."""
         attn, cross, ffn = self.self_attn_residual, self.cross_attn_residual, self.ffn_residual
         y = self.self_attn(attn.enter(x), view.causal_query, hidden_slots, incremental_state)
         x = attn.leave(x, y)
-        y, weights = self.cross_attn(
-            cross.enter(x), view.cross_key, view.cross_value, hidden_slots
-        )
+        y, weights = self.cross_attn(cross.enter(x), view.cross_key, view.cross_value, hidden_slots)
         x = cross.leave(x, y)
         x = ffn.leave(x, self.ffn(ffn.enter(x)))
         return x, weights

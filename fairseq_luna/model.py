@@ -45,16 +45,10 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
                 "--joined-dictionary, or use --share-decoder-input-output-embed."
             )
         build_embedding = TransformerModelBase.build_embedding
-        encoder_embed = decoder_embed = build_embedding(
-            cfg, source, cfg.encoder_embed_dim, cfg.encoder_embed_path
-        )
+        encoder_embed = decoder_embed = build_embedding(cfg, source, cfg.encoder_embed_dim, cfg.encoder_embed_path)
         if not cfg.share_all_embeddings:
-            decoder_embed = build_embedding(
-                cfg, target, cfg.decoder_embed_dim, cfg.decoder_embed_path
-            )
-        return cls(
-            LunaEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed)
-        )
+            decoder_embed = build_embedding(cfg, target, cfg.decoder_embed_dim, cfg.decoder_embed_path)
+        return cls(LunaEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed))
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
         """Called by fairseq on loading: accepts checkpoints of the authors' implementation, and

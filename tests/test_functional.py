@@ -22,10 +22,7 @@ LENGTHS = [1, 2, 63, 64, 65, 100, 129]
 def inputs(n, dtype=torch.float64, batch=2, heads=3, d1=5, d2=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = ((n, d1), (n, d1), (n, d2))
-    return [
-        torch.randn(batch, heads, *shape, generator=generator, dtype=torch.float64).to(dtype)
-        for shape in shapes
-    ]
+    return [torch.randn(batch, heads, *shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
 def close(a, b, tolerance=1e-12):
@@ -82,9 +79,7 @@ def test_goes_on_from_a_state(form, cut):
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 64])
 def test_gradcheck_of_the_product(chunk_size):
     args = [u.requires_grad_() for u in inputs(7, batch=1, heads=2, d1=3, d2=2)]
-    assert torch.autograd.gradcheck(
-        lambda x, y, z: chunk_causal_product(x, y, z, chunk_size=chunk_size)[0], args
-    )
+    assert torch.autograd.gradcheck(lambda x, y, z: chunk_causal_product(x, y, z, chunk_size=chunk_size)[0], args)
 
 
 @pytest.mark.parametrize("activation", CAUSAL_ACTIVATIONS)
@@ -117,9 +112,7 @@ def test_steps_of_causal_attention_equal_the_whole(tied):
     state, steps = None, []
     for t in range(70):
         k, v = key[:, :, t : t + 1], value[:, :, t : t + 1]
-        step = causal_attention_step(
-            x[:, :, t : t + 1], k, k if tied else v, pack[:, :, t : t + 1], state, hidden
-        )
+        step = causal_attention_step(x[:, :, t : t + 1], k, k if tied else v, pack[:, :, t : t + 1], state, hidden)
         steps.append(step[:2])
         state = step[2]
     close(torch.cat([s[0] for s in steps], dim=2), out)
@@ -160,9 +153,7 @@ def test_half_precision_stays_exact_over_2000_steps(dtype):
         out, _ = form(*half)
         assert out.dtype == dtype
         # one rounding of the result to half precision, no more
-        torch.testing.assert_close(
-            out.double(), want, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps * 0.05
-        )
+        torch.testing.assert_close(out.double(), want, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps * 0.05)
 
 
 def test_autocast_does_not_lower_the_sums():

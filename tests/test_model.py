@@ -85,9 +85,7 @@ def test_an_empty_line_in_the_middle_of_a_batch():
     source, prev = sentences([9, 1, 6]), targets([5, 5, 5])
     out = logits(model, source, prev)
     assert out.isfinite().all()
-    torch.testing.assert_close(
-        out[1:2], logits(model, torch.tensor([[EOS]]), prev[1:2]), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(out[1:2], logits(model, torch.tensor([[EOS]]), prev[1:2]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -169,9 +167,7 @@ def test_bad_settings_are_refused(settings, message):
 
 def test_shared_embeddings_with_two_dictionaries_are_refused():
     with pytest.raises(ValueError, match=r"the source has 20 words and the target 30 .*--joined-dict"):
-        LunaTransformerModel.build_model(
-            LunaTransformerConfig(**DIMS), task(dictionary(20), dictionary(30))
-        )
+        LunaTransformerModel.build_model(LunaTransformerConfig(**DIMS), task(dictionary(20), dictionary(30)))
 
 
 def test_left_padded_targets_are_refused():

@@ -72,9 +72,7 @@ def test_incremental_decoder(case):
     model, arrays = case
     prev = arrays["prev_output_tokens"]
     encoder_out, state = model.encoder(arrays["src_tokens"]), {}
-    steps = [
-        model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(prev.size(1))
-    ]
+    steps = [model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(prev.size(1))]
     agrees(torch.cat(steps, dim=1), arrays["incremental_logits"], prev.ne(PAD))
 
 

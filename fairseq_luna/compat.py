@@ -1,0 +1,236 @@
+"""Workarounds for defects of the installed fairseq, torch and hydra, one function each.
+
+Each looks whether its defect is there, changes nothing where it is not, and may be called any number of times. Where
+a defect was seen is said first; "fairseq main" is the development version of 2025, which ve-fairseq 0.12.3 packages.
+"""
+
+import argparse
+import functools
+import io
+import logging
+import os
+import pickle
+import re
+import time
+import warnings
+import zipfile
+from typing import Any
+
+
+def apply() -> None:
+    """Apply every workaround that is needed here."""
+    silence_deprecations()  # before the first import of fairseq, in case that warns too
+    restore_logging()
+    allow_checkpoint_types()
+    broadcast_by_pickle()
+    explain_bad_checkpoints()
+    copy_checkpoints_whole()
+    retry_saves_from_the_start()
+    keep_last_batch()
+
+
+def silence_deprecations() -> None:
+    """fairseq main uses what hydra 1.3 and torch 2 have deprecated, and each command prints a page about it.
+
+    Silenced are these messages alone: they speak to fairseq's developers and ask nothing of its users. Where they do
+    not come the filters do nothing. fairseq-hydra-train prints its share before it imports any plugin.
+    """
+    for category, start in (
+        (UserWarning, r"hydra\.experimental\.\w+\(\) is no longer experimental"),
+        (UserWarning, r"\s*The version_base parameter is not specified"),
+        (UserWarning, r"In '.*': Usage of deprecated keyword in package header"),
+        (UserWarning, r"\s*'.*' is validated against ConfigStore schema with the same name"),
+        (UserWarning, r"\s*The strict flag in the compose API is deprecated"),
+        (UserWarning, r"Future Hydra versions will no longer change working directory"),
+        (FutureWarning, r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated"),
+        (UserWarning, r"Support for mismatched key_padding_mask and attn_mask is deprecated"),
+    ):
+        warnings.filterwarnings("ignore", start, category)
+
+
+def restore_logging() -> None:
+    """fairseq main (models/wav2vec/wav2vec2_classification.py) calls `logging.basicConfig(level=DEBUG)` on import.
+
+    All commands but fairseq-train configure logging after that, to no effect: they log in Python's default format, and
+    every library's debug messages too. Known by a root logger in that very state. The format and the level that fairseq
+    asks for are put in; the stream stays stderr, which fairseq 0.12.2 uses there.
+    """
+    import fairseq  # noqa: F401
+
+    root = logging.getLogger()
+    for handler in root.handlers:
+        default = getattr(handler.formatter, "_fmt", None) == logging.BASIC_FORMAT
+        if default and type(handler) is logging.StreamHandler and root.level == logging.DEBUG:
+            meant = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
+            handler.setFormatter(logging.Formatter(meant, "%Y-%m-%d %H:%M:%S"))
+            root.setLevel(os.environ.get("LOGLEVEL", "INFO").upper())
+
+
+def allow_checkpoint_types() -> None:
+    """torch >= 2.6 loads tensors and plain containers alone, and fairseq's own checkpoints hold more.
+
+    That is the `argparse.Namespace` of a model without a config dataclass, and with `--eval-bleu` numpy arrays of int64
+    (n-gram counts). Known by `torch.load` refusing them. They are allowed, and everything else is still refused.
+    """
+    import numpy as np
+    import torch
+
+    array = np.zeros(1, np.int64)
+    if not _refused([argparse.Namespace(), array]):
+        return
+    reconstruct: Any = array.__reduce__()[0]
+    torch.serialization.add_safe_globals(
+        [
+            argparse.Namespace,
+            np.ndarray,
+            np.dtype,
+            type(array.dtype),
+            (reconstruct, "numpy.core.multiarray._reconstruct"),  # its name in numpy 1
+            (reconstruct, "numpy._core.multiarray._reconstruct"),  # and in numpy 2
+        ]
+    )
+
+
+def broadcast_by_pickle() -> None:
+    """torch >= 2.6: resuming on several GPUs fails, in `_broadcast_object_slow` of fairseq/distributed/utils.py.
+
+    Rank 0 loads the checkpoint and sends it to the others, who unpack it with `torch.load`: it refuses the omegaconf
+    config inside, known by trying one. What a rank of the same job sends is no foreign file, and fairseq's
+    `all_gather_list` unpickles it as it is; so this does the same, after rank 0 has loaded the file safely.
+    """
+    import torch
+    from fairseq.distributed import utils
+    from omegaconf import OmegaConf
+
+    def _broadcast_object_slow(obj, src_rank, group, dist_device):
+        sent = [obj]
+        torch.distributed.broadcast_object_list(sent, src_rank, group, dist_device)
+        return sent[0]
+
+    if _refused(OmegaConf.create({})):
+        utils._broadcast_object_slow = _broadcast_object_slow
+
+
+def explain_bad_checkpoints() -> None:
+    """fairseq 0.12.2 and main: a file that is no whole checkpoint fails as "[Errno 22] Invalid argument" or the like.
+
+    A class that torch (>= 2.6) does not allow fails with a page of advice to switch the check off. Known by an empty
+    file failing without its name. The error becomes a sentence with the file, and the class, in it.
+    """
+    from fairseq import checkpoint_utils
+
+    load = checkpoint_utils.load_checkpoint_to_cpu
+
+    @functools.wraps(load)
+    def load_checkpoint_to_cpu(path, *args, **kwargs):
+        try:
+            return load(path, *args, **kwargs)
+        except Exception as error:
+            refused = re.search(r"GLOBAL (\S+)", str(error))
+            if isinstance(error, pickle.UnpicklingError) and refused:
+                raise pickle.UnpicklingError(
+                    f"{path} was not loaded: it holds {refused[1]}, which is not part of a fairseq checkpoint and "
+                    "could run code. If you trust the file, allow it by torch.serialization.add_safe_globals."
+                ) from None
+            if os.access(path, os.R_OK) and not zipfile.is_zipfile(path):  # torch.save writes zip files
+                raise ValueError(
+                    f"{path} is not a whole checkpoint: it was cut short or is something else ({type(error).__name__})."
+                ) from None
+            raise
+
+    try:
+        load(os.devnull)
+    except Exception as error:
+        if os.devnull not in str(error):
+            checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
+
+
+def copy_checkpoints_whole() -> None:
+    """fairseq 0.12.2 and main: `PathManager.copy` (fairseq/file_io.py) writes over checkpoint_last.pt in place.
+
+    A process killed meanwhile leaves half a file, from which the next run cannot go on. Known by the function renaming
+    nothing. The copy is written beside and renamed, as `torch_persistent_save` does for the first file.
+    """
+    from fairseq.file_io import PathManager
+
+    copy = PathManager.copy
+    if "rename" in copy.__code__.co_names:
+        return
+
+    def copy_whole(src_path, dst_path, overwrite=False):
+        if not overwrite or not PathManager.supports_rename(dst_path):
+            return copy(src_path, dst_path, overwrite)
+        copied = copy(src_path, dst_path + ".tmp", overwrite)
+        PathManager.rename(dst_path + ".tmp", dst_path)
+        return copied
+
+    PathManager.copy = staticmethod(copy_whole)
+
+
+def retry_saves_from_the_start() -> None:
+    """fairseq 0.12.2 and main: `_torch_persistent_save` (fairseq/checkpoint_utils.py) repeats a failed save carelessly.
+
+    It goes on in the same open file, behind what the failed one wrote; a disk full for a moment is enough. The result
+    cannot be loaded, and takes the place of the good checkpoint. Known by the function never seeking. (With torch 1.12
+    a failed write aborts the process, which leaves the good checkpoint.)
+    """
+    import torch
+    from fairseq import checkpoint_utils
+
+    def _torch_persistent_save(obj, f):
+        for pause in (2.5, 2.5, None):  # seconds, as in fairseq main
+            try:
+                return torch.save(obj, f)
+            except Exception:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+                f.seek(0)
+                f.truncate()
+
+    if "seek" not in checkpoint_utils._torch_persistent_save.__code__.co_names:
+        checkpoint_utils._torch_persistent_save = _torch_persistent_save
+
+
+def keep_last_batch() -> None:
+    """fairseq main: `batch_by_size` (fairseq/data/data_utils.py) drops the last batch, without a word.
+
+    It does so in training, validation and fairseq-generate alike, when the size of that batch is not a multiple of
+    `--required-batch-size-multiple` (8 by default). Known by batching three sentences in twos.
+    """
+    import numpy as np
+    from fairseq.data import data_utils
+
+    batch = data_utils.batch_by_size
+
+    @functools.wraps(batch)
+    def batch_by_size(indices, *args, **kwargs):
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64, count=-1)
+        if len(indices) == 0:  # fairseq main looks at the last batch of none
+            return []
+        batches = batch(indices, *args, **kwargs)
+        if kwargs.get("fixed_shapes") is None:
+            rest = indices[sum(map(len, batches)) :]  # the batches are consecutive slices of the indices
+            batches += [rest] if len(rest) else []
+        return batches
+
+    three = batch(np.arange(3), None, np.ones(3, np.int64), max_sentences=2, required_batch_size_multiple=2)
+    if sum(map(len, three)) < 3:
+        data_utils.batch_by_size = batch_by_size
+
+
+def _refused(obj: Any) -> bool:
+    """Whether `torch.load`, called without `weights_only` as fairseq calls it, refuses what `torch.save` wrote."""
+    import torch
+
+    file = io.BytesIO()
+    torch.save(obj, file)
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.4 and 2.5 announce the change
+        try:
+            torch.load(file)
+        except pickle.UnpicklingError:
+            return True
+    return False

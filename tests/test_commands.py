@@ -1,0 +1,231 @@
+"""The real commands, end to end, on a task that must be learnt: to write a word backwards."""
+
+import argparse
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from commands import ENV, ROOT, USER_DIR, fairseq, run
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from omegaconf import OmegaConf
+
+from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig
+
+SIZES = (
+    *("--arch", "luna_transformer", "--projection-length", 8, "--share-all-embeddings"),
+    *("--encoder-embed-dim", 64, "--encoder-ffn-embed-dim", 128, "--dropout", 0),
+    *("--encoder-layers", 2, "--encoder-attention-heads", 4, "--encoder-normalize-before"),
+    *("--decoder-layers", 2, "--decoder-attention-heads", 4, "--decoder-normalize-before"),
+)
+TRAINING = (
+    *("--cpu", "--seed", 1, "--num-workers", 0, "--max-tokens", 1024, "--log-format", "simple"),
+    *("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", 0.005, "--warmup-updates", 100),
+    *("--lr-scheduler", "polynomial_decay", "--criterion", "cross_entropy", "--no-epoch-checkpoints"),
+)
+
+
+def letters(rng, n):
+    return [rng.choice("abcdefghij") for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Words of one to six letters and the same backwards, binarised."""
+    folder, rng = tmp_path_factory.mktemp("reverse"), random.Random(0)
+    prefixes = []
+    for split, lines in (("train", 6000), ("valid", 61), ("test", 203)):
+        pairs = [letters(rng, rng.randint(1, 6)) for _ in range(lines)]
+        (folder / f"{split}.in").write_text("".join(" ".join(p) + "\n" for p in pairs))
+        (folder / f"{split}.out").write_text("".join(" ".join(p[::-1]) + "\n" for p in pairs))
+        prefixes += [f"--{split}pref", folder / split]
+    run(
+        fairseq(
+            *("preprocess", "-s", "in", "-t", "out", *prefixes),
+            *("--joined-dictionary", "--destdir", folder / "bin"),
+        )
+    )
+    return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def learnt(data, tmp_path_factory):
+    """The checkpoint of a model that has learnt the task."""
+    folder = tmp_path_factory.mktemp("learnt")
+    updates = 800
+    run(
+        fairseq(
+            *("train", data, "--save-dir", folder, *SIZES, *TRAINING),
+            *("--max-update", updates, "--total-num-update", updates, "--disable-validation"),
+        )
+    )
+    return folder / "checkpoint_last.pt"
+
+
+def generated(stdout, kind):
+    """The lines of one kind that fairseq-generate printed, by sentence."""
+    return {int(i): text for i, text in re.findall(rf"^{kind}-(\d+)\t(.*)$", stdout, re.M)}
+
+
+def test_reverse_is_learnt(data, learnt):
+    out = run(fairseq("generate", data, "--path", learnt, "--cpu", "--beam", 5, "--print-alignment")).stdout
+    sources, targets = generated(out, "S"), generated(out, "T")
+    found = {i: text.partition("\t")[2] for i, text in generated(out, "H").items()}
+    assert sorted(found) == list(range(203))
+    assert sum(found[i] == targets[i] for i in found) / len(found) > 0.99
+    for i, pairs in generated(out, "A").items():
+        pairs = [tuple(map(int, pair.split("-"))) for pair in pairs.split()]
+        assert [target for _, target in pairs] == list(range(len(found[i].split())))
+        assert all(0 <= source < len(sources[i].split()) for source, _ in pairs)
+
+
+def interactive(data, model, lines, *flags):
+    """Hypotheses by line, of lines given on standard input."""
+    command = fairseq("interactive", data, "--path", model, "--cpu", *flags)
+    done = run(command, input="".join(line + "\n" for line in lines))
+    return {i: text.partition("\t")[2] for i, text in generated(done.stdout, "H").items()}
+
+
+def test_interactive_answers_every_line(data, learnt):
+    lines = ["a b c", "", "j", "b a"]
+    found = interactive(data, learnt, lines, "--buffer-size", 4)
+    assert sorted(found) == [0, 1, 2, 3]
+    assert (found[0], found[2], found[3]) == ("c b a", "j", "a b")
+
+
+def test_unknown_words_are_replaced_by_source_words(data, learnt):
+    """A model made to say nothing but <unk>: attention points at words of the source, not at slots."""
+    lines = ["a b c d e f", "d", "x y"]
+    found = interactive(data, learnt, lines, "--replace-unk", "--unkpen", -100, "--max-len-b", 8)
+    for i, line in enumerate(lines):
+        words = found[i].split()
+        assert words
+        # where attention is on the end of the sentence, fairseq puts its symbol
+        assert set(words) <= {*line.split(), "</s>"}, found[i]
+    assert {"x", "y"} & set(found[2].split())
+
+
+@pytest.mark.stock
+def test_killed_and_gone_on_equals_never_killed(data, tmp_path):
+    """SIGKILL in the middle of training and while saving; dropout is on, so that seeds count."""
+
+    def training(folder):
+        return fairseq(
+            *("train", data, "--save-dir", folder, *SIZES, *TRAINING, "--dropout", 0.1),
+            *("--max-update", 24, "--total-num-update", 24, "--disable-validation"),
+            *("--save-interval-updates", 4, "--log-interval", 1),
+        )
+
+    run(training(tmp_path / "whole"))
+    for moment in (r"num_updates=11\b", "Preparing to save checkpoint for epoch 1 @ 16 updates"):
+        with subprocess.Popen(
+            training(tmp_path / "killed"), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            for line in process.stdout:
+                if re.search(moment, line):
+                    time.sleep(0.002)
+                    process.send_signal(signal.SIGKILL)
+                    break
+        assert process.returncode == -signal.SIGKILL
+    done = run(training(tmp_path / "killed"))
+    assert "Loaded checkpoint" in done.stdout + done.stderr
+    whole, killed = (
+        torch.load(tmp_path / name / "checkpoint_last.pt", map_location="cpu") for name in ("whole", "killed")
+    )
+    assert whole["optimizer_history"][-1]["num_updates"] == killed["optimizer_history"][-1]["num_updates"] == 24
+    assert list(whole["model"]) == list(killed["model"])
+    for name, value in whole["model"].items():
+        assert torch.equal(value, killed["model"][name]), name
+    moments, resumed = (state["last_optimizer_state"]["state"] for state in (whole, killed))
+    assert all(torch.equal(moments[i]["exp_avg_sq"], resumed[i]["exp_avg_sq"]) for i in moments)
+
+
+@pytest.mark.stock
+def test_a_short_training_generates(data, tmp_path):
+    run(
+        fairseq(
+            *("train", data, "--save-dir", tmp_path, *SIZES, *TRAINING),
+            *("--max-update", 5, "--total-num-update", 5),
+        )
+    )
+    generate = fairseq("generate", data, "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--beam", 2)
+    assert len(generated(run(generate).stdout, "H")) == 203
+
+
+@pytest.mark.stock
+def test_arch_and_yaml_build_the_same_model(data, tmp_path):
+    """fairseq-train --arch and fairseq-hydra-train with our YAML, settings changed in both."""
+    run(
+        fairseq(
+            *("train", data, "--save-dir", tmp_path / "arch", "--arch", "luna_transformer_tiny"),
+            *("--projection-length", 6, "--encoder-layers", 2, "--share-all-embeddings", *TRAINING),
+            *("--max-update", 1, "--total-num-update", 2, "--disable-validation"),
+        )
+    )
+    run(
+        [
+            *(sys.executable, "-m", "fairseq_cli.hydra_train"),
+            *("--config-dir", str(ROOT / "configs"), "--config-name", "quickstart"),
+            *("model.projection_length=6", "model.encoder_layers=2", "model.share_all_embeddings=true"),
+            *(f"common.user_dir={USER_DIR}", "common.cpu=true", f"task.data={data}"),
+            *("task.source_lang=in", "task.target_lang=out", "optimization.max_update=1"),
+            *("dataset.disable_validation=true", f"checkpoint.save_dir={tmp_path / 'yaml'}"),
+            *(f"hydra.run.dir={tmp_path}", "lr_scheduler.total_num_update=2"),
+        ]
+    )
+    by_arch, by_yaml = (
+        torch.load(tmp_path / name / "checkpoint_last.pt", map_location="cpu")["model"] for name in ("arch", "yaml")
+    )
+    assert {k: v.shape for k, v in by_arch.items()} == {k: v.shape for k, v in by_yaml.items()}
+    assert by_arch["encoder.packed_embedding"].shape == (6, 128)
+    assert len({k.split(".")[2] for k in by_arch if k.startswith("encoder.layers.")}) == 2
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_yaml_of_each_architecture_says_what_the_architecture_does(arch):
+    """Every setting is listed, so that `model.KEY=VALUE` overrides without a plus."""
+    said = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "model" / f"{arch}.yaml"))
+    args = argparse.Namespace()
+    ARCH_CONFIG_REGISTRY[arch](args)
+    want = OmegaConf.to_container(OmegaConf.structured(LunaTransformerConfig(**vars(args))), enum_to_str=True)
+    assert said == {**want, "_name": "luna_transformer"}
+
+
+def test_no_yaml_without_its_architecture():
+    assert {p.stem for p in (ROOT / "configs" / "model").glob("*.yaml")} == set(ARCHITECTURES)
+
+
+BAD_FLAGS = {
+    "heads": (("--encoder-attention-heads", 5), "--encoder-attention-heads 5 does not divide"),
+    "slots": (("--projection-length", 0), "--projection-length must be at least 1, but is 0"),
+    "activation": (("--causal-activation", "softmax"), "invalid choice: 'softmax'"),
+}
+
+
+@pytest.mark.parametrize("flags, message", BAD_FLAGS.values(), ids=BAD_FLAGS)
+def test_bad_flags_are_refused(data, tmp_path, flags, message):
+    train = fairseq("train", data, "--save-dir", tmp_path, *SIZES, *TRAINING, "--total-num-update", 1, *flags)
+    done = run(train, fails=True)
+    assert message in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(data, learnt, tmp_path):
+    train = fairseq(
+        *("train", data, "--save-dir", tmp_path, "--restore-file", learnt, *TRAINING, "--max-update", 1),
+        *("--total-num-update", 2, "--arch", "luna_transformer_tiny", "--share-all-embeddings"),
+    )
+    done = run(train, fails=True)
+    assert "please ensure that the architectures match" in done.stderr
+    assert str(learnt) in done.stderr
+
+
+def test_a_source_longer_than_the_positions(data, learnt):
+    """fairseq refuses it by its limit; told to read on, the model with its fixed positions can."""
+    command = fairseq("interactive", data, "--path", learnt, "--cpu", "--max-source-positions", 5)
+    refused = run(command, fails=True, input="a b c d e f\n")
+    assert "max_positions=(5, " in refused.stderr
+    assert interactive(data, learnt, ["a b c d e f"], "--max-source-positions", 20) == {0: "f e d c b a"}

@@ -1,0 +1,352 @@
+"""The workarounds of fairseq_luna/compat.py: what they mend, and that they touch nothing else."""
+
+import argparse
+import io
+import logging
+import multiprocessing
+import os
+import pickle
+import random
+import re
+import resource
+import signal
+import sys
+import time
+import warnings
+import zipfile
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import USER_DIR, fairseq, run
+from fairseq import checkpoint_utils
+from fairseq.data import data_utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+from fairseq_cli import preprocess
+from fairseq_cli import train as fairseq_train
+from omegaconf import OmegaConf
+
+from fairseq_luna import compat
+
+pytestmark = pytest.mark.stock
+
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| INFO \| [\w.]+ \| ")
+LINES = {"train": 61, "valid": 13, "test": 61}  # none a multiple of 8
+
+
+def in_child(action, *args):
+    """The exit code of `action(*args)` in a forked process (a fresh one would spend seconds on imports)."""
+
+    def child():
+        torch.set_num_threads(1)  # threads do not survive a fork
+        action(*args)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def kill_when_half_written(path):
+    """Have the kernel kill this process once it has written half of the size of `path` to any file."""
+    half = os.path.getsize(path) // 2
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
+
+
+def training(data, save_dir):
+    """A few updates of a stock model that has no config dataclass, saving a checkpoint with BLEU counts every three."""
+    sizes = ("layers=1", "embed-dim=8", "ffn-embed-dim=8", "attention-heads=2")
+    sizes = [f"--{side}-{size}" for side in ("encoder", "decoder") for size in sizes]
+    return (
+        *(data, "--save-dir", save_dir, "--arch", "transformer", *sizes, "--dropout", 0.1, "--cpu", "--num-workers", 0),
+        *("--optimizer", "adam", "--lr", 0.01, "--max-tokens", 100, "--max-update", 9),
+        *("--save-interval-updates", 3, "--eval-bleu"),
+    )
+
+
+def cli(module, *args):
+    sys.argv = [module.__name__, *map(str, args)]
+    module.cli_main()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """61 training, 13 validation and 61 test pairs of random words, binarised."""
+    folder = tmp_path_factory.mktemp("data")
+    words = random.Random(1)
+    for split, lines in LINES.items():
+        pairs = [words.choices("abcdefghij", k=words.randint(1, 8)) for _ in range(lines)]
+        (folder / f"{split}.en").write_text("".join(" ".join(pair) + "\n" for pair in pairs))
+        (folder / f"{split}.de").write_text("".join(" ".join(pair[::-1]) + "\n" for pair in pairs))
+    prefixes = [f"--{split}pref={folder / split}" for split in LINES]
+    assert in_child(cli, preprocess, "-s", "en", "-t", "de", *prefixes, "--destdir", folder / "bin") == 0
+    return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A training that was never killed, and its folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    return run(fairseq("train", *training(data, folder))), folder
+
+
+@pytest.fixture(scope="module")
+def generated(data, trained):
+    return run(fairseq("generate", data, "--path", trained[1] / "checkpoint_last.pt", "--cpu"))
+
+
+def test_generation_has_a_hypothesis_for_every_line(generated):
+    hypotheses = re.findall(r"^H-(\d+)", generated.stdout, re.MULTILINE)
+    assert sorted(map(int, hypotheses)) == list(range(61))
+
+
+def test_log_looks_as_fairseq_means_it_to(trained, generated):
+    log = [line for line in generated.stderr.splitlines() if "fairseq" in line and "site-packages" not in line]
+    assert log and all(LOG_LINE.match(line) for line in log)
+    assert "| INFO | train | epoch 001 |" in trained[0].stdout
+
+
+def test_commands_print_no_deprecation(trained, generated):
+    for done in (trained[0], generated):
+        assert not re.search("deprecat|hydra|no longer", done.stderr, re.IGNORECASE), done.stderr
+
+
+def test_killed_training_goes_on_to_the_same_end(data, trained, tmp_path):
+    """Killed before it has copied its first checkpoint to checkpoint_last.pt, then half-way in copying the second."""
+    copy = PathManager.copy
+
+    def train(dies_at="", kill=None):
+        def copy_or_die(src, dst, overwrite=False):
+            if src.endswith(dies_at) and dst.endswith("checkpoint_last.pt"):
+                kill(src)
+            return copy(src, dst, overwrite)
+
+        PathManager.copy = staticmethod(copy_or_die if kill else copy)
+        cli(fairseq_train, "--user-dir", USER_DIR, *training(data, tmp_path))
+
+    assert in_child(train, "checkpoint_1_3.pt", lambda _: os.kill(os.getpid(), signal.SIGKILL)) == -signal.SIGKILL
+    assert in_child(train, "checkpoint1.pt", kill_when_half_written) == -signal.SIGXFSZ
+    assert in_child(train) == 0
+    ends = [checkpoint_utils.load_checkpoint_to_cpu(str(d / "checkpoint_last.pt")) for d in (trained[1], tmp_path)]
+    for state in ends:  # fairseq 0.12.2 saves stale copies too (fc1_weight) and uninitialised memory (_float_tensor)
+        state["model"] = {name: value for name, value in state["model"].items() if not re.search("_[a-z]+$", name)}
+    assert ends[0]["optimizer_history"][-1]["num_updates"] == 9
+    assert "encoder.layers.0.fc1.weight" in ends[0]["model"]
+    for part in "model", "last_optimizer_state":
+        assert same(ends[0][part], ends[1][part])
+    assert ends[0]["extra_state"]["train_iterator"] == ends[1]["extra_state"]["train_iterator"]
+
+
+def same(a, b):
+    """Whether two states are equal, to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("how", ["save", "copy"])
+def test_killed_while_writing_leaves_the_old_file(tmp_path, how):
+    new, last = tmp_path / "checkpoint1.pt", tmp_path / "checkpoint_last.pt"
+    for number, path in enumerate((last, new)):
+        checkpoint_utils.torch_persistent_save(torch.full((100000,), number), str(path))
+
+    def write(kill=lambda path: None):
+        kill(new)
+        if how == "save":
+            checkpoint_utils.torch_persistent_save(torch.load(str(new)), str(last))
+        else:
+            PathManager.copy(str(new), str(last), overwrite=True)
+
+    assert in_child(write, kill_when_half_written) == -signal.SIGXFSZ
+    assert torch.load(str(last)).max() == 0
+    assert in_child(write) == 0
+    assert torch.load(str(last)).min() == 1
+    assert sorted(tmp_path.iterdir()) == [new, last]
+
+
+@pytest.mark.skipif(torch.__version__ < (2,), reason="torch 1 aborts when it cannot write, so that nothing is repeated")
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+def test_repeated_save_is_whole(monkeypatch, failures):
+    """On a disk that stays full for that many attempts, noticed half-way in each."""
+    pauses = []
+
+    class FullDisk(io.BytesIO):
+        def write(self, data):
+            if len(pauses) < failures and self.tell() > 400:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    state, file = [torch.ones(300), torch.zeros(300)], FullDisk()
+    if failures == 3:
+        with pytest.raises((OSError, RuntimeError)):
+            checkpoint_utils._torch_persistent_save(state, file)
+    else:
+        checkpoint_utils._torch_persistent_save(state, file)
+        file.seek(0)
+        assert len(pauses) == failures and same(torch.load(file), state)
+
+
+def saved(path, **state):
+    """Save the least that fairseq takes for a checkpoint, and `state`."""
+    history = [{"optimizer_name": "adam", "lr_scheduler_state": {}, "num_updates": 0}]
+    torch.save({"cfg": None, "optimizer_history": history, "extra_state": {"train_iterator": {}}, **state}, str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
+def test_checkpoint_types_are_loaded(tmp_path, core):
+    """A Namespace, and the arrays of numpy 1 and 2, which differ in the name of the module."""
+    if core == "numpy._core" and np.lib.NumpyVersion(np.__version__) < "2.0.0":
+        pytest.skip("numpy 1 cannot read what numpy 2 wrote")
+    path = saved(tmp_path / "here.pt", counts=np.arange(4), criterion=argparse.Namespace(beam=5))
+    renamed = str(tmp_path / "there.pt")
+    with zipfile.ZipFile(path) as here, zipfile.ZipFile(renamed, "w") as there:
+        for name in here.namelist():
+            there.writestr(name, re.sub(rb"numpy\._?core\.multi", f"{core}.multi".encode(), here.read(name)))
+    loaded = checkpoint_utils.load_checkpoint_to_cpu(renamed)
+    assert loaded["criterion"].beam == 5
+    assert loaded["counts"].tolist() == [0, 1, 2, 3]
+
+
+class Touch:
+    """What a malicious checkpoint does: runs a command when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 6), reason="torch before 2.6 loads every class")
+@pytest.mark.parametrize("name, make", [("posix.mkdir", Touch), ("_io.BytesIO", lambda _: io.BytesIO())])
+def test_checkpoint_with_anything_else_is_refused(tmp_path, name, make):
+    path = saved(tmp_path / "evil.pt", extra=make(tmp_path / "ran"))
+    with pytest.raises(pickle.UnpicklingError, match=f"{re.escape(path)} was not loaded: it holds {name},"):
+        checkpoint_utils.load_checkpoint_to_cpu(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("size", [0, 3, 1000, -30], ids=["empty", "tiny", "half", "last bytes missing"])
+def test_checkpoint_cut_short_is_named(tmp_path, size):
+    whole = saved(tmp_path / "whole.pt", model={"weight": torch.ones(300)})
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(Path(whole).read_bytes()[:size])
+    with pytest.raises(ValueError, match=f"{re.escape(str(cut))} is not a whole checkpoint"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(cut))
+
+
+def test_other_loading_errors_stay_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "none.pt"))
+    torch.save({}, str(tmp_path / "keys.pt"))
+    with pytest.raises(KeyError):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "keys.pt"))
+
+
+def test_checkpoint_reaches_the_other_ranks(tmp_path):
+    """Resuming on several GPUs: rank 0 loads, and sends on, a state with a config in it."""
+
+    def rank(number):
+        torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=number, world_size=2)
+        state = {"cfg": OmegaConf.create({"arch": "luna"}), "model": {"w": torch.arange(3)}} if number == 0 else None
+        state = distributed_utils.broadcast_object(state, 0, torch.distributed.new_group([0, 1]))
+        assert state["cfg"].arch == "luna" and state["model"]["w"].tolist() == [0, 1, 2]
+
+    with ThreadPool(2) as ranks:
+        assert ranks.map(lambda number: in_child(rank, number), range(2)) == [0, 0]
+
+
+@pytest.mark.parametrize("limit", [{"max_tokens": 16}, {"max_sentences": 16}, {}], ids=["tokens", "sentences", "none"])
+@pytest.mark.parametrize("sentences", [0, 1, 5, 8, 61])
+@pytest.mark.parametrize("as_list", [False, True], ids=["array", "list"])
+def test_batches_hold_every_sentence_once(sentences, limit, as_list):
+    indices = np.arange(sentences)[::-1]
+    batches = data_utils.batch_by_size(
+        indices.tolist() if as_list else indices,
+        num_tokens_fn=lambda index: 1,
+        num_tokens_vec=None if as_list else np.ones(sentences, dtype=np.int64),
+        required_batch_size_multiple=8,
+        **limit,
+    )
+    assert [index for batch in batches for index in batch] == indices.tolist()
+    assert all(len(batch) % 8 == 0 for batch in batches[:-1])
+
+
+def test_fixed_shapes_are_left_alone():
+    batches = data_utils.batch_by_size(
+        np.arange(3), num_tokens_fn=lambda index: 1, fixed_shapes=[(2, 1)], required_batch_size_multiple=2
+    )
+    assert [len(batch) for batch in batches] == [2, 1]
+
+
+@pytest.fixture
+def root():
+    """The root logger, to be spoilt."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield root
+    root.handlers[:], root.level = before
+
+
+def test_stray_log_format_is_mended(root, monkeypatch):
+    monkeypatch.delenv("LOGLEVEL", raising=False)
+    root.handlers.clear()
+    logging.basicConfig(level=logging.DEBUG)  # as wav2vec2_classification.py does
+    compat.restore_logging()
+    line = root.handlers[0].format(logging.makeLogRecord({"name": "fairseq_cli.generate", "levelname": "INFO"}))
+    assert LOG_LINE.match(line)
+    assert root.level == logging.INFO
+
+
+def test_other_log_format_is_kept(root):
+    root.handlers.clear()
+    logging.basicConfig(level=logging.DEBUG, format="mine %(message)s")
+    compat.restore_logging()
+    assert root.handlers[0].formatter._fmt == "mine %(message)s"
+    assert root.level == logging.DEBUG
+
+
+def deprecated():
+    """What every command does: compose the configuration, and enter torch's autocast."""
+    convert_namespace_to_omegaconf(argparse.Namespace(arch="transformer", task="translation"))
+    torch.cuda.amp.autocast(enabled=False)
+
+
+def test_deprecations_are_silenced_and_nothing_else():
+    others = [DeprecationWarning("x is deprecated"), FutureWarning("torch.cuda"), UserWarning("hydra")]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        compat.silence_deprecations()
+        deprecated()
+        for other in others:
+            warnings.warn(other)  # noqa: B028
+    assert [warning.message for warning in seen if "CUDA is not available" not in str(warning.message)] == others
+
+
+def test_applied_twice_is_applied_once():
+    def patched():
+        return (
+            checkpoint_utils.load_checkpoint_to_cpu,
+            checkpoint_utils._torch_persistent_save,
+            data_utils.batch_by_size,
+            PathManager.copy,
+            list(warnings.filters),
+        )
+
+    with warnings.catch_warnings():
+        compat.apply()
+        once = patched()
+        compat.apply()
+        assert patched() == once

@@ -1,0 +1,251 @@
+"""The quickstart, the translation and the data preparation through their real commands, cut short by flags alone."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
+
+REPO = Path(__file__).resolve().parent.parent
+ARCH = "luna_transformer_tiny"
+SENTENCE = "Click OK to save the file."
+
+
+def start(script: str, *args, **options) -> subprocess.Popen:
+    command = [sys.executable, str(REPO / script), *map(str, args)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options
+    )
+
+
+def call(script: str, *args, text: bytes = b"", code: int = 0, **options):
+    """Run a script to its end; what it wrote to stdout (as bytes) and to stderr."""
+    process = start(script, *args, stdin=subprocess.PIPE, **options)
+    out, err = process.communicate(text, timeout=300)
+    assert process.returncode == code, (out + err).decode()
+    assert b"Traceback" not in err
+    return out, err.decode()
+
+
+def quickstart(out: Path, *args) -> list:
+    short = "--max-tokens", "1024", "--max-valid-steps", "3"
+    return ["scripts/quickstart.py", "--updates", "20", "--cpu", "--out", out, *args, "--", *short]
+
+
+def translate(model: Path, *args, **options):
+    return call("scripts/translate.py", "--cpu", "--model", model, *args, **options)
+
+
+def prepare(folder: Path, *args, **options):
+    splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", folder / split)]
+    languages = ["--source", "en", "--target", "de", "--vocab-size", "400", "--workers", "1"]
+    return call("data-prep/prepare_corpus.py", *splits, *languages, "--out", folder / "out", *args, **options)
+
+
+def stop_when(condition, process: subprocess.Popen, how: signal.Signals) -> bytes:
+    """Send a signal once `condition` holds; what the process said on stderr."""
+    deadline = time.time() + 200
+    while not condition():
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(how)
+    return process.communicate(timeout=60)[1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A whole run, killed while its data was prepared, stopped and killed again in training, and taken up each time."""
+    out = tmp_path_factory.mktemp("a folder with spaces") / "run"
+    log, last = out / "data.log", out / "checkpoints" / "checkpoint_last.pt"
+    stop_when(lambda: log.exists() and "learning" in log.read_text(), start(*quickstart(out)), signal.SIGKILL)
+    said = stop_when(last.exists, start(*quickstart(out)), signal.SIGINT).decode()
+    assert said.splitlines()[-1] == "quickstart: stopped; the same command goes on from here"
+    assert "Traceback" not in said
+    first = last.stat().st_mtime_ns
+    stop_when(lambda: last.stat().st_mtime_ns != first, start(*quickstart(out)), signal.SIGKILL)
+    call(*quickstart(out))
+    return out
+
+
+def test_report(finished):
+    report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
+    assert report["arch"] == ARCH and report["updates"] == 20 and report["parameters"] > 1e6
+    assert report["BLEU"]["score"] >= 0 and "tok:13a" in report["BLEU"]["signature"]
+    assert 0 < report["chrF"]["score"] < 100 and "nc:6" in report["chrF"]["signature"]
+    assert 1 < report["best valid nll (nats per piece)"] < 9
+    assert "--encoder-layers" in report["commands"]["train"] and "--max-update 20" in report["commands"]["train"]
+    assert set(report["seconds"]) >= {"data", "training", "average", "translation", "score"}
+    assert report["data"]["lines"]["test.de"] == 1500
+    assert report["data"]["lines that do not survive pieces and back"] == 0
+    assert len((finished / "test.translated.de").read_bytes().split(b"\n")) == 1501
+    assert (finished / "examples.md").read_text(encoding="utf-8").count("reference: ") == 10
+    assert (finished / "learning-curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(finished.rglob("*.part"))
+
+
+def test_killed_run_equals_an_unbroken_one(finished, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    shutil.rmtree(again / "checkpoints")
+    for name in "training.json", "model.pt":
+        (again / name).unlink()
+    call(*quickstart(again))
+    for name in "model.pt", "checkpoints/checkpoint_last.pt":
+        ours, theirs = (torch.load(str(run / name), map_location="cpu")["model"] for run in (finished, again))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+    # killed once fairseq-train had ended, and before that was noted: it must make no update more
+    last = (again / "checkpoints" / "checkpoint_last.pt").stat().st_mtime_ns
+    (again / "training.json").unlink()
+    call(*quickstart(again))
+    assert (again / "checkpoints" / "checkpoint_last.pt").stat().st_mtime_ns == last
+
+
+def test_second_run_does_nothing(finished):
+    files = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    out, _ = call(*quickstart(finished))
+    assert out.count(b"done before") == 6 and b"BLEU" in out
+    files.pop(finished / ".lock")
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_other_settings_are_refused(finished):
+    _, err = call(*quickstart(finished, "--seed", "2"), code=1)
+    assert "--seed was 1, now 2" in err and "--out" in err
+
+
+def test_folder_in_use_is_refused(finished):
+    import fcntl
+
+    with open(finished / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another run is at work" in call(*quickstart(finished), code=1)[1]
+
+
+def test_failing_command_shows_its_log(finished, tmp_path):
+    for name in "data", "settings.json":
+        path = finished / name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / name)
+    _, err = call(*quickstart(tmp_path), "--no-such-flag", code=1)
+    assert "the last lines of" in err and "--no-such-flag" in err
+
+
+def test_unknown_arch(tmp_path):
+    _, err = call(*quickstart(tmp_path / "run", "--arch", "transfomer"), code=1)
+    assert "--arch transfomer" in err and "transformer" in err.split("did you mean")[1]
+
+
+def test_other_arch_of_the_same_dimensions(finished, tmp_path):
+    """The baseline trains, beginning with the data of another run; stopped at once, it can still translate."""
+    shutil.copytree(finished / "data", tmp_path / "run" / "data")
+    shutil.copy(finished / "settings.json", tmp_path / "run")
+    other = quickstart(tmp_path / "run", "--arch", "transformer")
+    stop_when((tmp_path / "run" / "checkpoints" / "checkpoint_last.pt").exists, start(*other), signal.SIGTERM)
+    ours, theirs = (json.loads((run / "commands.json").read_text())["train"] for run in (finished, tmp_path / "run"))
+    assert f"--arch {ARCH} " in ours and "--arch transformer " in theirs
+    ours, theirs = (command[command.index("--encoder-embed-dim") :] for command in (ours, theirs))
+    assert ours.partition("--save-dir")[0] == theirs.partition("--save-dir")[0]
+    out, err = translate(tmp_path / "run", "--beam", "1", text=SENTENCE.encode())
+    assert out.endswith(b"\n") and "is not finished" in err
+
+
+def test_folder_of_others_is_left_alone(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "mine").touch()
+    assert "choose another --out" in call(*quickstart(tmp_path), code=1)[1]
+    assert (tmp_path / "corpus" / "mine").exists()
+
+
+def test_translate_gives_a_line_for_each_line(finished, tmp_path):
+    moved = tmp_path / "moved run"
+    finished.rename(moved)  # nothing may depend on where the run was made
+    try:
+        lines = [SENTENCE.encode(), b"", b" \t ", b"broken \xff here", "a\u2028b \u0085 c".encode(), b"click " * 2000]
+        file = tmp_path / "a text.en"
+        file.write_bytes(b"\r\n".join(lines[:5]))
+        piped, err = translate(moved, "--beam", "1", text=b"\n".join(lines))
+        assert piped.count(b"\n") == 6 and piped.split(b"\n")[1:3] == [b"", b""]
+        assert "line 4 of the input is not UTF-8" in err
+        assert "line 6 of the input has" in err and "1,024" in err
+        assert len(err.splitlines()) == 2  # nothing else is said
+        from_file, err = translate(moved, "--beam", "1", "--buffer", "2", file, "-", text=SENTENCE.encode())
+        assert from_file.split(b"\n")[:5] == piped.split(b"\n")[:5]
+        assert from_file.split(b"\n")[5:] == [piped.split(b"\n")[0], b""]
+        assert f"line 4 of {file}" in err
+    finally:
+        moved.rename(finished)
+
+
+def test_translation_stands_in_the_line_of_its_source(finished, monkeypatch):
+    """With a model that echoes, through the whole path but the search, text comes back as it was, lossless."""
+    monkeypatch.syspath_prepend(str(REPO / "scripts"))
+    from translate import Line, Translator
+
+    translator = Translator(Namespace(model=finished, beam=1, lenpen=1.0, batch_size=3, cpu=True))
+    batches = []
+
+    def echo(generator, models, batch):
+        batches.append(batch["net_input"]["src_tokens"])
+        return [[{"tokens": row[row != 1]}] for row in batches[-1]]
+
+    monkeypatch.setattr(translator.task, "inference_step", echo)
+    lines = ["one two three", "", "  a  b ", "ß\u00a0€ 😀", "x", "y " * 40, "1\t2", " ", "z"]
+    assert translator.translate([Line(text, "") for text in lines]) == [text if text.strip() else "" for text in lines]
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+
+
+def test_translate_without_a_model(tmp_path):
+    out, err = translate(tmp_path / "nothing", code=1)
+    assert not out and str(tmp_path / "nothing") in err and "quickstart.sh" in err
+
+
+def test_help_needs_no_environment():
+    for script in "scripts/quickstart.sh", "scripts/translate.sh", "data-prep/prepare-corpus.sh":
+        shown = subprocess.run(["bash", str(REPO / script), "--help"], stdout=subprocess.PIPE, check=True, timeout=60)
+        assert b"usage: " + os.path.basename(script).encode() in shown.stdout
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    folder = tmp_path / "own corpus"
+    folder.mkdir()
+    for lang, words in ("en", "the cat sat on a mat"), ("de", "die Katze saß auf einer Matte"):
+        for split, size in ("train", 200), ("valid", 5), ("test", 7):
+            lines = [f"{words} {i}\u00a0x\u2028{words[i % 7 :]}" for i in range(size)]
+            (folder / f"{split}.{lang}").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def test_prepare_own_corpus(corpus):
+    prepare(corpus)
+    manifest = json.loads((corpus / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["lines"]["train.en"] == 200 and manifest["lines"]["test.de"] == 7
+    assert manifest["lines that do not survive pieces and back"] == 0
+    dictionary = {line.split(" ")[0] for line in open(corpus / "out" / "data-bin" / "dict.de.txt", encoding="utf-8")}
+    pieces = (corpus / "out" / "pieces" / "train.de").read_text(encoding="utf-8").split("\n")
+    assert len(pieces) == 201 and {piece for line in pieces for piece in line.split()} <= dictionary
+
+    assert b"holds this already" in prepare(corpus)[0]
+    with open(corpus / "test.en", "ab") as file:
+        file.write(b"one more\n")
+    _, err = prepare(corpus, code=1)
+    assert "8 lines" in err and "7" in err
+
+
+def test_broken_utf8_is_named(corpus):
+    lines = (corpus / "train.de").read_bytes().split(b"\n")
+    lines[41] = b"\xfc"
+    (corpus / "train.de").write_bytes(b"\n".join(lines))
+    _, err = prepare(corpus, code=1)
+    assert f"{corpus / 'train.de'}, line 42 is not UTF-8" in err
+    assert not (corpus / "out" / "manifest.json").exists()
