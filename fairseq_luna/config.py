@@ -105,8 +105,10 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {
         "encoder_ffn_embed_dim": 512,
         "encoder_layers": 3,
         "encoder_attention_heads": 4,
+        "encoder_normalize_before": True,
         "decoder_layers": 3,
         "decoder_attention_heads": 4,
+        "decoder_normalize_before": True,
     },
     "luna_transformer_iwslt_de_en": {
         "encoder_ffn_embed_dim": 1024,

@@ -37,7 +37,7 @@ def call(script: str, *args, text: bytes = b"", code: int = 0, **options):
 
 
 def quickstart(out: Path, *args) -> list:
-    short = "--max-tokens", "1024", "--max-valid-steps", "3"
+    short = "--lr", "0.004", "--max-tokens", "1024", "--max-valid-steps", "3"
     return ["scripts/quickstart.py", "--updates", "20", "--cpu", "--out", out, *args, "--", *short]
 
 
@@ -76,6 +76,7 @@ def finished(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.stock
 def test_report(finished):
     report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     assert report["arch"] == ARCH and report["updates"] == 20 and report["parameters"] > 1e6
@@ -92,6 +93,7 @@ def test_report(finished):
     assert not list(finished.rglob("*.part"))
 
 
+@pytest.mark.stock
 def test_killed_run_equals_an_unbroken_one(finished, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(finished, again)
@@ -102,7 +104,8 @@ def test_killed_run_equals_an_unbroken_one(finished, tmp_path):
     for name in "model.pt", "checkpoints/checkpoint_last.pt":
         ours, theirs = (torch.load(str(run / name), map_location="cpu")["model"] for run in (finished, again))
         assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        keys = [key for key in ours if not key.endswith("._float_tensor")]  # fairseq 0.12.2 saves uninitialised memory
+        assert all(torch.equal(ours[key], theirs[key]) for key in keys)
 
     # killed once fairseq-train had ended, and before that was noted: it must make no update more
     last = (again / "checkpoints" / "checkpoint_last.pt").stat().st_mtime_ns
@@ -166,6 +169,7 @@ def test_folder_of_others_is_left_alone(tmp_path):
     assert (tmp_path / "corpus" / "mine").exists()
 
 
+@pytest.mark.stock
 def test_translate_gives_a_line_for_each_line(finished, tmp_path):
     moved = tmp_path / "moved run"
     finished.rename(moved)  # nothing may depend on where the run was made

@@ -1,0 +1,180 @@
+"""What the scripts share: errors for the user, files that are whole or absent, lines, running commands."""
+
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from collections import deque
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import indent
+from typing import Any, Callable, Deque, Dict, Iterator, List
+
+REPO = Path(__file__).resolve().parent.parent
+USER_DIR = REPO / "fairseq_luna"
+
+
+class Problem(Exception):
+    """Something for the user to put right, told in a sentence."""
+
+
+def entry(name: str, main: Callable[[], None]) -> None:
+    """Run `main`; a Problem, a full disk, Ctrl-C or a closed pipe ends it with a message and no traceback."""
+    try:
+        main()
+        sys.stdout.flush()
+    except Problem as problem:
+        sys.exit(f"{name}: {problem}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file or folder to; it takes the place of `path` only once complete."""
+    beside = path.with_name(path.name + ".part")
+    remove(beside)
+    yield beside
+    if beside.is_dir():
+        remove(path)
+    os.replace(beside, path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file, split at newlines alone (not, as str.splitlines does, at U+2028 and others)."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.rstrip(b"\r\n").decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise Problem(
+                    f"{path}, line {number} is not UTF-8 ({error.reason} at byte {error.start + 1} of the line): "
+                    "convert the file, or remove the line from both sides"
+                ) from None
+
+
+def claim(folder: Path, settings: dict) -> None:
+    """Make `folder` one of ours by its settings.json, so that nobody else's files are ever overwritten."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "settings.json"
+    if not path.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise Problem(f"{folder} holds files that are not of an earlier run: choose another --out")
+    write_json(path, settings)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def differences(old: dict, new: dict) -> List[str]:
+    """Which entries differ between two dictionaries of settings, each as a phrase."""
+    return [
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def die_with_parent() -> None:
+    """In a child on Linux: be killed when the parent is, so that a SIGKILL there leaves nothing at work here."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run(command: List[str], log: Path, on_line: Callable[[str], None] = lambda line: None) -> None:
+    """Run a command, its output appended to `log` and handed on line by line; a Problem when it fails."""
+    with open(log, "a", encoding="utf-8") as file:
+        if file.tell():
+            file.write("\n")  # the run before may have been killed in the middle of a line
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+            preexec_fn=die_with_parent,
+        )
+        tail: Deque[str] = deque(maxlen=20)
+        assert process.stdout
+        try:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                tail.append(line[:300])
+                on_line(line)
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            code = process.wait()
+    if code:
+        raise Problem(
+            f"this command failed ({f'exit code {code}' if code > 0 else f'killed by signal {-code}'}):\n\n"
+            f"  {quote(command)}\n\nthe last lines of {log}:\n\n{indent(''.join(tail), '  ')}\n"
+            "Mend what they name; the same command then goes on from there."
+        )
+
+
+def quote(command: List[str]) -> str:
+    """A command as one would type it."""
+    return " ".join(shlex.quote(word) for word in command)
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks: a model that can spell bytes can spell those too."""
+    return " ".join(text.splitlines())
+
+
+def import_plugin() -> None:
+    """Import fairseq and fairseq_luna, which registers its models and lets torch load fairseq's checkpoints."""
+    from fairseq.utils import import_user_module
+
+    import_user_module(Namespace(user_dir=str(USER_DIR)))
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+def versions() -> Dict[str, str]:
+    """The versions of what a result depends on, found by the plugin's own list without importing any of it."""
+    return runpy.run_path(str(USER_DIR / "versions.py"))["versions"]()

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Train, translate and score on the embedded English-German corpus. `--help` lists the options.
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+exec "$python" "$root/scripts/quickstart.py" "$@"

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Translate text, line for line, with a model that quickstart.sh trained. `--help` lists the options.
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+exec "$python" "$root/scripts/translate.py" "$@"
