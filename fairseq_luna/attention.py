@@ -33,10 +33,10 @@ Heads = Tuple[Tensor, Tensor]
 UNPACK_DTYPE = torch.float32
 
 
-def linear(in_dim: int, out_dim: int, gain: float = 1.0) -> nn.Linear:
-    """A projection as the reference starts it: Xavier with `gain`, bias zero."""
+def linear(in_dim: int, out_dim: int) -> nn.Linear:
+    """A projection as the reference starts it: Xavier, bias zero."""
     layer = nn.Linear(in_dim, out_dim)
-    nn.init.xavier_uniform_(layer.weight, gain=gain)
+    nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 

@@ -5,6 +5,7 @@ a defect was seen is said first; "fairseq main" is the development version of 20
 """
 
 import argparse
+import collections
 import functools
 import io
 import logging
@@ -27,6 +28,7 @@ def apply() -> None:
     copy_checkpoints_whole()
     retry_saves_from_the_start()
     keep_last_batch()
+    replace_unknown_words()
 
 
 def silence_deprecations() -> None:
@@ -134,8 +136,9 @@ def explain_bad_checkpoints() -> None:
                 ) from None
             if os.access(path, os.R_OK) and not zipfile.is_zipfile(path):  # torch.save writes zip files
                 raise ValueError(
-                    f"{path} is not a whole checkpoint: it was cut short or is something else ({type(error).__name__})."
-                ) from None
+                    f"{path} is not a whole checkpoint: it was cut short or is something else "
+                    f"({type(error).__name__}: {error})."
+                ) from error
             raise
 
     try:
@@ -234,3 +237,42 @@ def _refused(obj: Any) -> bool:
         except pickle.UnpicklingError:
             return True
     return False
+
+
+def replace_unknown_words() -> None:
+    """fairseq 0.12.2 and main: `--replace-unk` fails, whatever the model.
+
+    Without a dictionary it opens a file "@@ " (`load_align_dict` of fairseq/utils.py, by which this is known). With
+    one, `replace_unk` stumbles over the alignment, which is empty, or pairs under `--print-alignment`. Where
+    replacement was asked for, hypotheses get their hard alignment, and the pairs are understood.
+    """
+    import torch
+    from fairseq import utils
+    from fairseq.sequence_generator import SequenceGenerator
+
+    load, replace, search = utils.load_align_dict, utils.replace_unk, SequenceGenerator.generate
+    asked = False
+
+    def load_align_dict(replace_unk):
+        nonlocal asked
+        asked = replace_unk is not None
+        return load("" if replace_unk == "@@ " else replace_unk)
+
+    def replace_unk(hypo_str, src_str, alignment, align_dict, unk):
+        source_word = collections.defaultdict(int, ((target, source) for source, target in alignment))
+        return replace(hypo_str, src_str, source_word, align_dict, unk)
+
+    @torch.no_grad()
+    def generate(self, models, sample, **kwargs):
+        found = search(self, models, sample, **kwargs)
+        sources = sample["net_input"]["src_tokens"].cpu() if asked else []
+        for source, hypotheses in zip(sources, found):
+            for hypothesis in hypotheses:
+                attention, tokens = hypothesis["attention"].t().cpu(), hypothesis["tokens"].cpu()
+                hypothesis["alignment"] = utils.extract_hard_alignment(attention, source, tokens, self.pad, self.eos)
+        return found
+
+    try:
+        load("@@ ")
+    except FileNotFoundError:
+        utils.load_align_dict, utils.replace_unk, SequenceGenerator.generate = load_align_dict, replace_unk, generate

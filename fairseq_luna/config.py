@@ -109,6 +109,7 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {
         "decoder_layers": 3,
         "decoder_attention_heads": 4,
         "decoder_normalize_before": True,
+        "dropout": 0.05,
     },
     "luna_transformer_iwslt_de_en": {
         "encoder_ffn_embed_dim": 1024,
@@ -154,6 +155,10 @@ def checked(cfg: Any) -> LunaTransformerConfig:
 
     for name in (
         "projection_length",
+        "encoder_embed_dim",
+        "encoder_ffn_embed_dim",
+        "decoder_embed_dim",
+        "decoder_ffn_embed_dim",
         "encoder_layers",
         "decoder_layers",
         "max_source_positions",

@@ -27,7 +27,6 @@ class LunaDecoder(FairseqIncrementalDecoder):
         dim = cfg.decoder_embed_dim
         self.padding_idx = dictionary.pad()
         self.max_target_positions = cfg.max_target_positions
-        self.learned_pos = cfg.decoder_learned_pos
 
         self.embed_tokens = embed_tokens
         self.embed_scale = 1.0 if cfg.no_scale_embedding else math.sqrt(dim)

@@ -26,7 +26,7 @@ class SourceMemory(nn.Module):
     The decoder's packed sequences P_i depend on the source alone: each layer packs the encoder's
     output with P_i and hands P_{i+1} to the next. So do the queries of its causal packs and the
     keys and values of its cross attentions. They live here, in the encoder, and run before
-    fairseq expands the beams; a decoding step costs the same whatever the source's length.
+    fairseq expands the beams; no step of the decoder reads the source again.
     """
 
     def __init__(self, cfg: Any):
@@ -131,18 +131,20 @@ class LunaEncoder(FairseqEncoder):
             - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer;
               cross_value empty when keys are values
             - cross_pack: [(B, l', n)], pack weights of the last decoder layer, mean over heads
+            - sentence: [(B,)], which sentence each row is of
 
         Raises:
             ValueError: if the source is longer than learned positions reach.
         """
-        length = src_tokens.size(1)
-        if self.learned_pos and length > self.max_source_positions:
-            raise ValueError(
-                f"--max-source-positions is {self.max_source_positions}, but a source of {length} "
-                "tokens came in: learned positions end there. Split the source, or train with "
-                "more positions or without --encoder-learned-pos."
-            )
         padding = src_tokens.eq(self.padding_idx)
+        if self.learned_pos:
+            longest = int((~padding).sum(dim=1).max())
+            if longest > self.max_source_positions:
+                raise ValueError(
+                    f"--max-source-positions is {self.max_source_positions}, but a source of {longest} tokens came "
+                    "in: learned positions end there. Split the source, or train with more positions or without "
+                    "--encoder-learned-pos."
+                )
         slots, hidden_slots = self.slots(padding)
 
         x = self.embed(src_tokens)
@@ -166,6 +168,7 @@ class LunaEncoder(FairseqEncoder):
             "cross_key": [view.cross_key for view in views],
             "cross_value": [] if tied else [view.cross_value for view in views],
             "cross_pack": [weights.mean(dim=1)],
+            "sentence": [torch.arange(len(src_tokens), device=src_tokens.device)],
         }
 
     def slots(self, padding: Tensor) -> Tuple[int, Optional[Tensor]]:
@@ -188,7 +191,13 @@ class LunaEncoder(FairseqEncoder):
         return slots, torch.arange(slots, device=padding.device) >= lengths
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
-        """Expands to beams, and follows them. new_order: (B',), indices into the batch."""
+        """Expands to beams, and follows them. new_order: (B',), indices into the batch.
+
+        Beams of one sentence share all that is here: while they only change places, nothing is copied.
+        """
+        (sentence,) = encoder_out["sentence"]
+        if torch.equal(sentence.index_select(0, new_order), sentence):
+            return encoder_out
         time_first = ("encoder_out", "encoder_states", "packed_out")
         return {
             name: [t.index_select(int(name in time_first), new_order) for t in tensors]

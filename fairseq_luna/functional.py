@@ -16,14 +16,26 @@ and stands here three times under one interface, `product(x, y, z, state, output
     recurrent_causal_product    step by step on a state, for decoding    O(d1 d2)
 """
 
+import functools
 import math
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_SIZE = 64
+
+
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Autocast would take the sums back to half precision."""
+
+    @functools.wraps(function)
+    def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return function(x, *args, **kwargs)
+
+    return wrapped
 
 
 class RunningMean(NamedTuple):
@@ -41,7 +53,7 @@ class RunningMean(NamedTuple):
     def update(self, y: Tensor, z: Tensor) -> "RunningMean":
         """Takes in one position. y: (B, H, 1, d1), z: (B, H, 1, d2)."""
         steps = self.steps + 1
-        outer = y.transpose(-1, -2).to(self.mean.dtype) @ z.to(self.mean.dtype)
+        outer = y.to(self.mean.dtype).transpose(-1, -2) * z.to(self.mean.dtype)
         return RunningMean(self.mean + (outer - self.mean) / steps, steps)
 
     def reorder(self, new_order: Tensor) -> "RunningMean":
@@ -64,6 +76,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+@_without_autocast
 def naive_causal_product(
     x: Tensor,
     y: Tensor,
@@ -94,6 +107,7 @@ def naive_causal_product(
     return out.to(x.dtype), final
 
 
+@_without_autocast
 def chunk_causal_product(
     x: Tensor,
     y: Tensor,
@@ -119,15 +133,13 @@ def chunk_causal_product(
     x, y, z = (_split(u.to(dtype), chunks, size) for u in (x, y, z))
     seen = state.steps if state is not None else 0
 
-    # autocast would take the products back to half precision
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        out = (x @ y.transpose(-1, -2)).tril() @ z
-        if chunks > 1 or state is not None or output_state:
-            mean = (state or empty_state(y[:, :, 0], z[:, :, 0])).mean
-            added = y.transpose(-1, -2) @ z
-            # (B, H, chunks + 1, d1, d2): the sum before each chunk, and after the last
-            sums = torch.cat((seen * mean.unsqueeze(2), added), dim=2).cumsum(dim=2)
-            out = out + x @ sums[:, :, :-1]
+    out = (x @ y.transpose(-1, -2)).tril() @ z
+    if chunks > 1 or state is not None or output_state:
+        mean = (state or empty_state(y[:, :, 0], z[:, :, 0])).mean
+        added = y.transpose(-1, -2) @ z
+        # (B, H, chunks + 1, d1, d2): the sum before each chunk, and after the last
+        sums = torch.cat((seen * mean.unsqueeze(2), added), dim=2).cumsum(dim=2)
+        out = out + x @ sums[:, :, :-1]
     t = torch.arange(1 + seen, 1 + seen + n, device=x.device, dtype=dtype)
     out = out.flatten(2, 3)[:, :, :n] / t.unsqueeze(-1)
     final = RunningMean(sums[:, :, -1] / (seen + n), seen + n) if output_state else None
@@ -142,6 +154,7 @@ def _split(u: Tensor, chunks: int, size: int) -> Tensor:
     return u.reshape(*u.shape[:2], chunks, size, u.size(-1))
 
 
+@_without_autocast
 def recurrent_causal_product(
     x: Tensor,
     y: Tensor,
@@ -216,6 +229,7 @@ CAUSAL_ACTIVATIONS = {
 }
 
 
+@_without_autocast
 def causal_attention(
     query: Tensor,
     key: Tensor,
@@ -241,10 +255,11 @@ def causal_attention(
     Returns:
         Y (B, H, n, d) and A_unpack (B, H, n, l).
     """
-    logits, _ = chunk_causal_product(query, key, pack)
+    dtype = query.dtype
+    logits, _ = chunk_causal_product(query.to(accumulation_dtype(dtype)), key, pack)
     unpack = softmax(logits, hidden, softmax_dtype)
     out, _ = chunk_causal_product(dropout(unpack), pack, value)
-    return out, unpack
+    return out.to(dtype), unpack.to(dtype)
 
 
 class CausalState(NamedTuple):
@@ -264,6 +279,7 @@ class CausalState(NamedTuple):
         return CausalState(self.keys.reorder(new_order), self.values and self.values.reorder(new_order))
 
 
+@_without_autocast
 def causal_attention_step(
     query: Tensor,
     key: Tensor,
@@ -289,15 +305,13 @@ def causal_attention_step(
     Returns:
         Y (B, H, 1, d), A_unpack (B, H, 1, l) and the new state.
     """
-    tied = value is key
-    keys = (state.keys if state else empty_state(key, pack)).update(key, pack)
-    logits = (query.to(keys.mean.dtype) @ keys.mean).to(query.dtype)
+    dtype = query.dtype
+    before = state or CausalState(empty_state(key, pack), None if value is key else empty_state(pack, value))
+    query = query.to(before.keys.mean.dtype)
+    logits, keys = recurrent_causal_product(query, key, pack, before.keys, output_state=True)
     unpack = softmax(logits, hidden, softmax_dtype)
-    if tied:
-        values, readout = None, keys.mean.transpose(-1, -2)
+    if before.values is None:
+        values, out = None, dropout(unpack) @ keys.mean.transpose(-1, -2)
     else:
-        before = state.values if state and state.values else empty_state(pack, value)
-        values = before.update(pack, value)
-        readout = values.mean
-    out = (dropout(unpack).to(readout.dtype) @ readout).to(query.dtype)
-    return out, unpack, CausalState(keys, values)
+        out, values = recurrent_causal_product(dropout(unpack), pack, value, before.values, output_state=True)
+    return out.to(dtype), unpack.to(dtype), CausalState(keys, values)

@@ -50,8 +50,10 @@ DIMENSIONS = {
     "--decoder-ffn-embed-dim": 512,
     "--decoder-layers": 3,
     "--decoder-attention-heads": 4,
+    "--encoder-normalize-before": None,
+    "--decoder-normalize-before": None,
     "--share-all-embeddings": None,
-    "--dropout": 0.1,
+    "--dropout": 0.05,
 }
 
 TRAINING = {
@@ -60,27 +62,18 @@ TRAINING = {
     "--label-smoothing": 0.1,
     "--optimizer": "adam",
     "--adam-betas": "(0.9, 0.98)",
+    "--clip-norm": 1.0,
     "--lr": 0.004,
-    "--max-tokens": 2048,
-}
-
-# For "warmup", "updates" and "after warmup" the numbers of this run are put in.
-SCHEDULES = {
-    "inverse_sqrt": {"--lr-scheduler": "inverse_sqrt", "--warmup-updates": "warmup"},
-    "linear": {
-        "--lr-scheduler": "polynomial_decay",
-        "--warmup-updates": "warmup",
-        "--total-num-update": "updates",
-    },
-    "cosine": {"--lr-scheduler": "cosine", "--warmup-updates": "warmup", "--lr-period-updates": "after warmup"},
+    "--lr-scheduler": "polynomial_decay",  # linear, from the end of the warm-up to zero at the last update
+    "--max-tokens": 1024,  # for as many tokens, small batches learnt more than large ones
+    "--max-tokens-valid": 4096,
 }
 
 RUN = {
-    "vocabulary": 8000,
-    "schedule": "inverse_sqrt",
-    "warmup": 400,  # updates; at most a quarter of the run, and then to a learning rate as much lower
-    "updates": 1600,
-    "validations": 12,
+    "vocabulary": 4000,
+    "warmup": 600,  # updates; at most a quarter of the run, and then to a learning rate as much lower
+    "updates": 5600,
+    "validations": 20,
     "averaged checkpoints": 5,
 }
 
@@ -110,7 +103,9 @@ def parse_args() -> argparse.Namespace:
         prog="quickstart.sh", usage="%(prog)s [options] [-- fairseq-train options]", description=__doc__
     )
     parser.add_argument(
-        "--arch", default="luna_transformer_tiny", help="any fairseq architecture (default %(default)s)"
+        "--arch",
+        default="luna_transformer_tiny",
+        help="any fairseq architecture, at the dimensions of the quick start (default %(default)s)",
     )
     parser.add_argument("--updates", type=int, metavar="N", help=f"length of training (default {RUN['updates']})")
     parser.add_argument(
@@ -190,7 +185,7 @@ class Quickstart:
         settings["options after --"] = quote(self.args.extra)
         tables = {
             "model": DIMENSIONS,
-            "training": {**TRAINING, **SCHEDULES[RUN["schedule"]]},
+            "training": TRAINING,
             "run": RUN,
             "decoding": DECODING,
         }
@@ -224,7 +219,9 @@ class Quickstart:
     def command(self, name: str, command: List[str], on_line: Callable[[str], None] = lambda line: None) -> None:
         """Run a command with its log in OUT/NAME.log, and note it for the report."""
         commands = read_json(self.out / "commands.json", {})
-        write_json(self.out / "commands.json", {**commands, name: quote(command)})
+        # as one would type it in the checkout: a report tells nobody where that is
+        typed = quote(["python", *command[1:]]).replace(f"{REPO}/", "")
+        write_json(self.out / "commands.json", {**commands, name: typed})
         run(command, self.out / f"{name}.log", on_line)
 
     # ---- the stages
@@ -283,14 +280,13 @@ class Quickstart:
     def fairseq_train(self, name: str, updates: int, limits: dict) -> TrainingLog:
         interval = max(5, math.ceil(updates / RUN["validations"]))
         warmup = max(1, min(RUN["warmup"], updates // 4))
-        counts = {"warmup": warmup, "updates": updates, "after warmup": updates - warmup}
-        schedule = {flag: counts.get(value, value) for flag, value in SCHEDULES[RUN["schedule"]].items()}
         options = {
             "--user-dir": USER_DIR,
             "--arch": self.args.arch,
             **self.dimensions(),
             **TRAINING,
-            **schedule,
+            "--warmup-updates": warmup,
+            "--total-num-update": updates,
             "--lr": TRAINING["--lr"] * warmup / RUN["warmup"],  # a shorter warm-up climbs no faster
             "--seed": self.args.seed,
             # validate and save at these updates alone, not at the ends of epochs

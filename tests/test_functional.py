@@ -156,12 +156,32 @@ def test_half_precision_stays_exact_over_2000_steps(dtype):
         torch.testing.assert_close(out.double(), want, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps * 0.05)
 
 
-def test_autocast_does_not_lower_the_sums():
+@pytest.mark.parametrize("form", [*FORMS, "naive"])
+def test_autocast_does_not_lower_the_sums(form):
     x, y, z = inputs(300, torch.float32)
     want, _ = naive_causal_product(*(u.double() for u in (x, y, z)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, _ = chunk_causal_product(x, y, z)
+        out, _ = {**FORMS, "naive": naive_causal_product}[form](x, y, z)
     close(out.double(), want, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_large_logits_are_not_rounded_before_their_softmax(dtype):
+    """In half precision they would lose all digits that tell slots apart, or overflow."""
+    x, key, _ = inputs(50, dtype, d1=32, d2=32)
+    pack = inputs(50, dtype, d2=4, seed=2)[2].exp()
+    query = x * 40
+    wide = [u.double() for u in (query, key, key, pack)]
+    want, unpack_want = causal_attention(*wide)
+    out, unpack = causal_attention(query, key, key, pack)
+    state = None
+    for t in range(50):
+        now = slice(t, t + 1)
+        k = key[:, :, now]
+        _, step, state = causal_attention_step(query[:, :, now], k, k, pack[:, :, now], state)
+        close(step[:, :, 0].double(), unpack_want[:, :, t], tolerance=0.01)
+    close(unpack.double(), unpack_want, tolerance=0.01)
+    close(out.double(), want, tolerance=0.05)
 
 
 def test_long_sequences_in_float32():

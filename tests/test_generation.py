@@ -23,11 +23,12 @@ class FullRecomputation(FairseqDecoder):
         return self.decoder.max_positions()
 
 
-def generate(model, source, beam, **kwargs):
-    generator = SequenceGenerator([model], model.decoder.dictionary, beam_size=beam, max_len_b=25, **kwargs)
+def generate(models, source, beam, prefix_tokens=None):
+    models = models if isinstance(models, list) else [models]
+    generator = SequenceGenerator(models, models[0].decoder.dictionary, beam_size=beam, max_len_b=25)
     lengths = source.ne(PAD).sum(dim=1)
     sample = {"id": torch.arange(len(source)), "net_input": {"src_tokens": source, "src_lengths": lengths}}
-    return generator.generate([model], sample)
+    return generator.generate(models, sample, prefix_tokens=prefix_tokens)
 
 
 @torch.no_grad()
@@ -61,6 +62,21 @@ def test_beam_search_equals_full_recomputation(settings, beam):
         assert [h["tokens"].tolist() for h in ours] == [h["tokens"].tolist() for h in theirs]
         for a, b in zip(ours, theirs):
             torch.testing.assert_close(a["score"], b["score"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", [None, [[7, 9], [5, PAD]]], ids=["ensemble", "ensemble-with-prefix"])
+def test_ensemble_equals_full_recomputation(prefix):
+    """Two models of different l and tying, and hypotheses that must begin with given words."""
+    models = [sharpen(build(seed=1)), sharpen(build(seed=2, projection_length=9, untie_luna_kv=True))]
+    forgetful = [FairseqEncoderDecoderModel(m.encoder, FullRecomputation(m.decoder)) for m in models]
+    source = sentences([12, 5])
+    prefix = None if prefix is None else torch.tensor(prefix)
+    found, want = (generate(each, source, beam=3, prefix_tokens=prefix) for each in (models, forgetful))
+    for ours, theirs in zip(found, want):
+        assert [h["tokens"].tolist() for h in ours] == [h["tokens"].tolist() for h in theirs]
+    if prefix is not None:
+        assert [h[0]["tokens"][0] for h in found] == [7, 5]
 
 
 @torch.no_grad()
@@ -121,6 +137,12 @@ def test_what_the_source_decides_is_computed_once_per_sentence():
         for part in ("causal_query", "pack.query", "key_value.key", "key_value.value"):
             assert calls[f"memory.layers.{layer}.{part}"] == [3]
     assert {name: batches for name, batches in calls.items() if batches != [3]} == {}
+
+    # nor is it copied while beams change places within their sentences, only when the batch changes
+    expanded = model.encoder.reorder_encoder_out(model.encoder(sentences([12, 5])), torch.tensor([0, 0, 1, 1]))
+    assert model.encoder.reorder_encoder_out(expanded, torch.tensor([1, 1, 2, 3])) is expanded
+    shrunk = model.encoder.reorder_encoder_out(expanded, torch.tensor([3, 2]))
+    assert torch.equal(shrunk["cross_key"][0], expanded["cross_key"][0][[2, 2]])
     # and the decoder has no parameter that reads P or the source
     names = [n for n, _ in model.decoder.named_modules()]
     assert not [n for n in names if "pack" in n and not n.endswith("pack_key")]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fairseq.modules import FairseqDropout
 from tiny import DIMS, EOS, PAD, VARIANTS, build, dictionary, sentences, sharpen, targets, task
 
 from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig, checked
@@ -75,8 +76,9 @@ def test_slots_beyond_every_sentence(fixed):
 def test_a_batch_of_one_token():
     model = build()
     out = logits(model, torch.tensor([[EOS]]), torch.tensor([[EOS]]))
-    assert out.shape == (1, 1, 44)
+    padded = logits(model, sentences([1, 5]), targets([1, 5]))
     assert out.isfinite().all()
+    torch.testing.assert_close(out[0], padded[0, :1], rtol=0, atol=1e-12)
 
 
 def test_an_empty_line_in_the_middle_of_a_batch():
@@ -102,13 +104,35 @@ def test_half_precision_model(dtype, settings):
     assert error[:, 250:].mean() < 2 * error[:, :50].mean()
 
 
-def test_dropout_reaches_all_parts():
-    for name in ("dropout", "attention_dropout", "activation_dropout"):
-        model = build(**{name: 0.5}).train()
-        source, prev = sentences([9, 5]), targets([5, 5])
-        torch.manual_seed(1)
-        first = logits(model, source, prev)
-        assert not torch.equal(first, logits(model, source, prev)), name
+def test_every_dropout_counts():
+    """Each alone changes the outcome: of embeddings, residuals, feed-forwards and all attention weights."""
+    model = build().train()
+    source, prev = sentences([9, 5]), targets([5, 5])
+    want = logits(model, source, prev)
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, FairseqDropout)}
+    # the last layer's P' has no reader
+    unread = "encoder.memory.layers.1.residual.dropout"
+    assert unread in modules and len(modules) == 30
+    for name, module in modules.items():
+        module.p = 0.5
+        assert torch.equal(logits(model, source, prev), want) == (name == unread), name
+        module.p = 0.0
+
+
+@pytest.fixture(scope="module")
+def one_process_group(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store") / "file"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@variants
+def test_ddp_without_find_unused_parameters(settings, one_process_group):
+    """DDP complains at the second step if a parameter had no gradient in the first."""
+    model = torch.nn.parallel.DistributedDataParallel(build(**settings).train())
+    for _ in range(3):
+        logits(model, sentences([9, 5]), targets([7, 3])).logsumexp(-1).sum().backward()
 
 
 # --- settings
@@ -145,6 +169,7 @@ BAD = {
     ),
     "no-heads": ({"decoder_attention_heads": 0}, r"--decoder-attention-heads 0 does not divide"),
     "no-slots": ({"projection_length": 0}, r"--projection-length must be at least 1, but is 0"),
+    "no-dimension": ({"encoder_embed_dim": 0}, r"--encoder-embed-dim must be at least 1, but is 0"),
     "no-layers": ({"decoder_layers": 0}, r"--decoder-layers must be at least 1, but is 0"),
     "activation": ({"activation_fn": "swash"}, r"--activation-fn 'swash' is unknown; choose from relu"),
     "causal-activation": (
@@ -181,6 +206,8 @@ def test_left_padded_targets_are_refused():
 def test_sources_beyond_learned_positions_are_refused():
     model = build(encoder_learned_pos=True, max_source_positions=8)
     assert model.encoder(sentences([8]))["encoder_out"][0].size(0) == 8
+    padded = sentences([8, 8], left_pad=False)
+    assert model.encoder(torch.cat((padded, torch.full((2, 4), PAD)), dim=1))  # as --required-seq-len-multiple pads
     with pytest.raises(ValueError, match="--max-source-positions is 8, but a source of 9 tokens"):
         model.encoder(sentences([9]))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
@@ -253,3 +254,27 @@ def test_broken_utf8_is_named(corpus):
     _, err = prepare(corpus, code=1)
     assert f"{corpus / 'train.de'}, line 42 is not UTF-8" in err
     assert not (corpus / "out" / "manifest.json").exists()
+
+
+def test_yaml_trains_what_the_quickstart_does():
+    sys.path.insert(0, str(REPO / "scripts"))
+    from quickstart import DIMENSIONS, RUN, TRAINING
+
+    yaml = OmegaConf.load(REPO / "configs" / "quickstart.yaml")
+    model = OmegaConf.load(REPO / "configs" / "model" / f"{ARCH}.yaml")
+    flags = {}
+    for group in (model, *(yaml[name] for name in yaml if name != "defaults")):
+        names = (name for name in group if not OmegaConf.is_missing(group, name) and name not in ("save_dir", "seed"))
+        flags.update({f"--{name.replace('_', '-')}": group[name] for name in names})
+    assert (yaml.task._name, yaml.criterion._name) == (TRAINING["--task"], TRAINING["--criterion"])
+    assert (yaml.optimizer._name, yaml.lr_scheduler._name) == (TRAINING["--optimizer"], TRAINING["--lr-scheduler"])
+    assert yaml.optimization.lr == [TRAINING["--lr"]]
+    assert (yaml.optimization.max_update, yaml.lr_scheduler.warmup_updates) == (RUN["updates"], RUN["warmup"])
+    interval = RUN["updates"] // RUN["validations"]
+    assert yaml.dataset.validate_interval_updates == yaml.checkpoint.save_interval_updates == interval
+    named = {"--task", "--criterion", "--optimizer", "--lr-scheduler", "--lr"}
+    follows = {"--decoder-embed-dim": "--encoder-embed-dim", "--decoder-ffn-embed-dim": "--encoder-ffn-embed-dim"}
+    for flag, value in {**DIMENSIONS, **TRAINING}.items():
+        if flag not in named and flag != "--share-all-embeddings":  # given on the command line
+            ours = flags[flag] if flags[flag] is not None else flags[follows[flag]]
+            assert ours == (True if value is None else value), flag
