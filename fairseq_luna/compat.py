@@ -269,10 +269,14 @@ def replace_unknown_words() -> None:
         for source, hypotheses in zip(sources, found):
             for hypothesis in hypotheses:
                 attention, tokens = hypothesis["attention"].t().cpu(), hypothesis["tokens"].cpu()
-                hypothesis["alignment"] = utils.extract_hard_alignment(attention, source, tokens, self.pad, self.eos)
+                if len(attention):  # not every model has one
+                    alignment = utils.extract_hard_alignment(attention, source, tokens, self.pad, self.eos)
+                    hypothesis["alignment"] = alignment
         return found
 
     try:
         load("@@ ")
     except FileNotFoundError:
         utils.load_align_dict, utils.replace_unk, SequenceGenerator.generate = load_align_dict, replace_unk, generate
+    else:
+        load(None)  # where it is ours already: nobody has asked

@@ -153,7 +153,8 @@ def test_killed_and_gone_on_equals_never_killed(data, tmp_path):
     assert whole["optimizer_history"][-1]["num_updates"] == killed["optimizer_history"][-1]["num_updates"] == 24
     assert list(whole["model"]) == list(killed["model"])
     for name, value in whole["model"].items():
-        assert torch.equal(value, killed["model"][name]), name
+        if not name.endswith("._float_tensor"):  # fairseq 0.12.2 saves uninitialised memory
+            assert torch.equal(value, killed["model"][name]), name
     moments, resumed = (state["last_optimizer_state"]["state"] for state in (whole, killed))
     assert all(torch.equal(moments[i]["exp_avg_sq"], resumed[i]["exp_avg_sq"]) for i in moments)
 
