@@ -74,7 +74,7 @@ RUN = {
     "warmup": 600,  # updates; at most a quarter of the run, and then to a learning rate as much lower
     "updates": 5600,
     "validations": 20,
-    "averaged checkpoints": 5,
+    "averaged checkpoints": 3,
 }
 
 DECODING = {"--beam": 5, "--lenpen": 1.0, "--max-len-a": 1.5, "--max-len-b": 10, "--max-tokens": 4096}
