@@ -15,7 +15,9 @@ setup(
         'fairseq>=0.12.2,<0.13; python_version < "3.11"',
         "hydra-core",
         "sacrebleu",
+        "sacremoses",
         "sentencepiece",
+        "subword-nmt",
         "tensorboardX",  # without it fairseq logs a complaint, which also spoils the format of its later lines
         "torch>=1.12",
     ],
