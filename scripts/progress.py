@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Dict, Optional
 
+from common import whole
+
 RECORD = re.compile(r'\b(train_inner|valid)\b[^{]*(\{"epoch".*\})\s*$')
 
 
@@ -62,19 +64,27 @@ def bar(total: int, unit: str, initial: int = 0):
 
     seconds = 0.5 if sys.stderr.isatty() else 60
     return tqdm(
-        total=total, initial=initial, unit=unit, mininterval=seconds, dynamic_ncols=True, leave=False, smoothing=0.1
+        total=total, initial=initial, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True, leave=False, smoothing=0.1
     )
 
 
 def draw(log: TrainingLog, path: Path, title: str) -> None:
-    """Draw the learning curve."""
-    from matplotlib.figure import Figure
+    """Draw the learning curve, where there is one and matplotlib is installed."""
+    if not log.train and not log.valid:
+        return
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"matplotlib is not installed: no {path.name}", flush=True)
+        return
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for name, points in ("train", log.train), ("valid", log.valid):
-        axes.plot(*zip(*sorted(points.items())), label=name, marker="o" if name == "valid" else None, markersize=3)
+        if points:
+            axes.plot(*zip(*sorted(points.items())), label=name, marker="o" if name == "valid" else None, markersize=3)
     axes.set(xlabel="updates", ylabel="negative log-likelihood (nats per piece)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(str(path), dpi=120, format="png")
+    with whole(path) as beside:
+        figure.savefig(str(beside), dpi=120, format="png")

@@ -1,0 +1,87 @@
+"""WMT14 English-German from the archives to the table: data, training, averaging, beam search, scores.
+
+Interrupted, the same command goes on where it was. Several trainings may share one DIR: each is in DIR/NAME."""
+
+import argparse
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+from common import REPO, Problem, die_with_parent, entry, quote
+
+# What --smoke makes of it: all steps at a size for a CPU, with figures that mean nothing.
+SMOKE = {
+    "data": ["--vocab-size", "1000", "--limit", "2000"],
+    "training": ["layout=smoke"],
+    "evaluation": ["--last", "3", "--beam", "2", "--lenpens", "0.6", "1.0", "--cpu"],
+}
+
+
+def main() -> None:
+    args = parse_args()
+    for kind in signal.SIGINT, signal.SIGTERM:
+        signal.signal(kind, interrupted)
+    run = args.out / (args.name or args.config)
+
+    data = ["--out", args.out / "data", *(SMOKE["data"] if args.smoke else [])]
+    for flag in "recipe", "vocab_size", "limit", "mirror", "workers":
+        value = getattr(args, flag)
+        if value is not None:
+            data += [f"--{flag.replace('_', '-')}", value]
+    step("[1/3] data", "data-prep/prepare_wmt14.py", data)
+
+    training = [args.config, "--data", args.out / "data", "--out", run, *(SMOKE["training"] if args.smoke else [])]
+    step("[2/3] training", "scripts/train.py", training + args.overrides)
+
+    evaluation = [run, "--sweep", *(SMOKE["evaluation"] if args.smoke else [])]
+    if args.against:
+        evaluation += ["--against", args.against]
+    step("[3/3] evaluation", "scripts/evaluate.py", evaluation)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="replicate-wmt14.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for train.sh: model.projection_length=16")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--name", help="of the training, a folder in DIR (default: that of --config)")
+    parser.add_argument("--config", default="wmt14_paper", help="or wmt14_adam (default %(default)s)")
+    parser.add_argument("--against", type=Path, metavar="RUN", help="a training to test the difference to")
+    parser.add_argument("--smoke", action="store_true", help="try all of it on a CPU: tiny model, little data")
+    data = parser.add_argument_group("data, as in prepare-wmt14-en-de.sh")
+    data.add_argument("--recipe", choices=("sentencepiece", "moses-bpe"))
+    data.add_argument("--vocab-size", metavar="N")
+    data.add_argument("--limit", metavar="N", help="take the first N pairs of each archive alone")
+    data.add_argument("--mirror", metavar="URL", help="download from URL/NAME, with the sums in URL/SHA256SUMS")
+    data.add_argument("--workers", metavar="N")
+    args = parser.parse_intermixed_args()
+    for word in args.overrides:
+        if "=" not in word:
+            parser.error(f"{word} is no KEY=VALUE")
+    return args
+
+
+def interrupted(*_) -> None:
+    raise KeyboardInterrupt("stopped; the same command goes on from here")
+
+
+def step(name: str, script: str, options: List) -> None:
+    """Run one of our scripts, its output ours."""
+    command = [sys.executable, str(REPO / script), *map(str, options)]
+    print(f"replicate-wmt14: {name}", flush=True)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if code:
+        raise Problem(f"{name} failed, for the reason above. The command was:\n\n  {quote(command)}")
+
+
+if __name__ == "__main__":
+    entry("replicate-wmt14", main)

@@ -1,0 +1,31 @@
+"""One process of a training, started by train.py: fairseq-hydra-train with the plugin, in its place among them."""
+
+import os
+import sys
+
+from common import die_with_parent
+
+
+def main() -> None:
+    die_with_parent()
+    rank = int(os.environ.get("RANK", 0))
+    if "WORLD_SIZE" in os.environ:
+        # Said in full: left to itself, fairseq divides by the number of GPUs, of which there may be none.
+        on_cpu = "common.cpu=true" in sys.argv
+        sys.argv += [
+            f"distributed_training.distributed_world_size={os.environ['WORLD_SIZE']}",
+            f"distributed_training.distributed_rank={rank}",
+            f"distributed_training.device_id={0 if on_cpu else os.environ['LOCAL_RANK']}",
+            "distributed_training.distributed_init_method='env://'",
+            "distributed_training.distributed_no_spawn=true",
+        ]
+    sys.argv.append(f"hydra.output_subdir={'config' if rank == 0 else 'null'}")
+
+    import fairseq_luna  # noqa: F401, I001  before hydra, whose page of warnings it silences
+    from fairseq_cli.hydra_train import cli_main
+
+    cli_main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""scripts/train.sh and the WMT14 configurations, through the real commands at the smoke size."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import ENV, ROOT, USER_DIR, run
+from omegaconf import OmegaConf
+
+import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
+
+CONFIGS = ROOT / "configs"
+DOCS = ROOT / "docs" / "wmt14.md"
+WORDS = "the a red blue old house tree sees finds and under over cat dog we they".split()
+NO_DROPOUT = "model.dropout=0", "model.attention_dropout=0", "model.activation_dropout=0"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Prepared data of 300 pairs, in a folder whose name wants quoting."""
+    folder = tmp_path_factory.mktemp("it's a folder")
+    for split, size in ("train", 300), ("valid", 12), ("test", 8):
+        for lang, step in ("en", 1), ("de", -1):
+            lines = (
+                " ".join([WORDS[(i * k * k + k) % len(WORDS)] for k in range(3 + i % 9)][::step]) for i in range(size)
+            )
+            (folder / f"{split}.{lang}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", str(folder / split))]
+    command = [sys.executable, str(ROOT / "data-prep" / "prepare_corpus.py"), *splits, "--source", "en"]
+    run([*command, "--target", "de", "--vocab-size", "320", "--workers", "1", "--out", str(folder / "data")])
+    return folder / "data"
+
+
+def train(data: Path, out: Path, *words) -> list:
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "wmt14_adam", "--data", str(data), "--out", str(out)]
+    return [*command, "layout=smoke", "dataset.max_tokens=256", "optimization.max_update=12", *map(str, words)]
+
+
+def figures(folder: Path) -> list:
+    """(updates, loss) as logged, of training and of validation."""
+    found = []
+    for line in open(folder / "train.log", encoding="utf-8"):
+        record = re.search(r"\b(train_inner|valid)\b[^{]*(\{\"epoch\".*\})\s*$", line)
+        if record:
+            values = json.loads(record.group(2))
+            prefix = "valid_" if record.group(1) == "valid" else ""
+            found.append((prefix, values[prefix + "num_updates"], values[prefix + "loss"]))
+    return found
+
+
+def checkpoint(folder: Path, name: str = "last") -> dict:
+    return torch.load(str(folder / "checkpoints" / f"checkpoint_{name}.pt"), map_location="cpu")
+
+
+@pytest.fixture(scope="module")
+def two_processes(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "two"
+    run(train(data, out, "--processes", 2, "optimization.update_freq=[1]", *NO_DROPOUT))
+    return out
+
+
+@pytest.fixture(scope="module")
+def one_process(data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "one"
+    run(train(data, out, "optimization.update_freq=[2]", *NO_DROPOUT))
+    return out
+
+
+@pytest.mark.stock
+def test_two_processes_are_one_with_twice_the_accumulation(one_process, two_processes):
+    assert len(figures(one_process)) > 2
+    assert figures(one_process) == figures(two_processes)
+    one, two = checkpoint(one_process)["model"], checkpoint(two_processes)["model"]
+    assert one.keys() == two.keys()
+    for name in one:
+        if not name.endswith("._float_tensor"):  # fairseq 0.12.2 saves uninitialised memory
+            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_processes(data, one_process, two_processes, tmp_path):
+    shutil.copytree(one_process, tmp_path / "now two", symlinks=True)
+    shutil.copytree(two_processes, tmp_path / "now one", symlinks=True)
+    words = *NO_DROPOUT, "optimization.max_update=16"
+    said = run(train(data, tmp_path / "now two", "--processes", 2, "optimization.update_freq=[1]", *words)).stdout
+    assert "processes was 1, now 2" in said
+    run(train(data, tmp_path / "now one", "optimization.update_freq=[2]", *words))
+    before = float(figures(one_process)[-1][2])
+    for name in "now two", "now one":
+        assert re.search(r"Loaded checkpoint .* @ 12 updates", (tmp_path / name / "train.log").read_text())
+        _, updates, loss = figures(tmp_path / name)[-1]
+        assert updates == "16" and before - 1 < float(loss) < before
+
+
+@pytest.mark.stock
+def test_a_run_folder(one_process, data):
+    """What train.sh promises to leave."""
+    assert (one_process / "learning-curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((one_process / "tensorboard" / "train_inner").glob("events.*"))
+    assert (one_process / "data" / "data-bin" / "dict.en.txt").samefile(data / "data-bin" / "dict.en.txt")
+    composed = OmegaConf.load(str(one_process / "config" / "config.yaml"))
+    assert composed.model.encoder_embed_dim == 64 and composed.optimization.update_freq == [2]
+    assert composed.model.share_all_embeddings is True
+    log = (one_process / "train.log").read_text(encoding="utf-8")
+    assert " | INFO | fairseq_cli.train | " in log and log.count("done training") == 1
+
+
+def test_torch_ddp_finds_no_unused_parameter(tmp_path):
+    """DDP, without its search for unused parameters, fails at the second step if one had no gradient at the first."""
+    script = tmp_path / "ddp.py"
+    script.write_text(
+        """
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tiny import VARIANTS, build, sentences, targets
+
+dist.init_process_group("gloo")
+source, target = sentences([7, 5, 9], seed=dist.get_rank()), targets([6, 8, 4], seed=dist.get_rank())
+for name, settings in VARIANTS.items():
+    model = DistributedDataParallel(build(**settings).train())
+    for _ in range(3):
+        model.zero_grad()
+        model(source, None, target)[0].square().mean().backward()
+    gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+    both = [torch.empty_like(gradients) for _ in range(2)]
+    dist.all_gather(both, gradients)
+    assert torch.equal(*both) and gradients.abs().sum() > 0, name
+print("all is well")
+"""
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    env = {**ENV, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run(torchrun, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    assert done.returncode == 0 and done.stdout.count(b"all is well") == 2, done.stdout.decode()
+
+
+def processes_with(word: str) -> list:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if word.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            pass  # it has ended meanwhile
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+@pytest.mark.parametrize("how", (signal.SIGKILL, signal.SIGTERM), ids=("SIGKILL", "SIGTERM"))
+def test_killed_training_leaves_nothing_at_work_and_goes_on(data, tmp_path, how, two_processes):
+    out = tmp_path / "killed"
+    words = "--processes", 2, "optimization.update_freq=[1]", "checkpoint.save_interval_updates=4", *NO_DROPOUT
+    process = subprocess.Popen(train(data, out, *words), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.time() + 120
+    while not (out / "checkpoints" / "checkpoint_last.pt").exists():
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(how)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == (-how if how == signal.SIGKILL else 130)
+    assert how == signal.SIGKILL or b"the same command goes on" in err
+    while processes_with(str(out)) and time.time() < deadline:
+        time.sleep(0.1)
+    assert processes_with(str(out)) == []
+
+    done = run(train(data, out, *words))
+    assert checkpoint(out)["optimizer_history"][-1]["num_updates"] == 12
+    assert figures(out)[-1] == figures(two_processes)[-1]
+    assert "12 updates done" in done.stdout
+
+
+# ---- configurations
+
+
+def commands_of_the_guide() -> dict:
+    """The fairseq-train commands of docs/wmt14.md by the words in bold before them."""
+    text = DOCS.read_text(encoding="utf-8")
+    found = re.findall(r"\*\*([^*\n]+)\*\*\n\n```bash\n(fairseq-train [^`]+)```", text)
+    return {name: shlex.split(command.replace("\\\n", " ")) for name, command in found}
+
+
+CONFIGURATIONS = {
+    "paper": ["wmt14_paper"],
+    "adam": ["wmt14_adam"],
+    "paper, Transformer": ["wmt14_paper", "model=transformer_wmt_en_de"],
+    "adam, Transformer": ["wmt14_adam", "model=transformer_wmt_en_de"],
+}
+BOTH_WAYS = """
+import json, sys
+import fairseq_luna
+from fairseq import options
+from fairseq.dataclass.initialize import add_defaults, hydra_init
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from omegaconf import OmegaConf
+try:
+    from hydra import compose, initialize_config_dir
+except ImportError:
+    from hydra.experimental import compose, initialize_config_dir
+
+folder, configurations, commands = json.loads(sys.argv[1])
+sys.argv[1:] = []
+found = {}
+for name, (config, *overrides) in configurations.items():
+    args = options.parse_args_and_arch(options.get_training_parser(), commands[name])
+    by_arch = convert_namespace_to_omegaconf(args)
+    by_arch.model = vars(by_arch.model) if "arch" in vars(by_arch.model) else by_arch.model
+    hydra_init(config)
+    with initialize_config_dir(config_dir=folder):
+        by_yaml = compose(config, overrides=overrides)
+        add_defaults(by_yaml)
+    found[name] = [OmegaConf.to_container(cfg, resolve=True, enum_to_str=True) for cfg in (by_arch, by_yaml)]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def both_ways() -> dict:
+    """Of each configuration, what fairseq-train makes of the guide's command and hydra of the YAML."""
+    commands = {name: words[1:] for name, words in commands_of_the_guide().items()}
+    for words in commands.values():
+        words[words.index("--user-dir") + 1] = str(USER_DIR)
+    given = ["common.user_dir=" + str(USER_DIR), "task.data=DATA/data-bin"]
+    configurations = {name: [*words, *given] for name, words in CONFIGURATIONS.items()}
+    request = json.dumps([str(CONFIGS), configurations, commands])
+    return json.loads(run([sys.executable, "-c", BOTH_WAYS, request]).stdout.splitlines()[-1])
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_arch_and_yaml_say_the_same(both_ways, name):
+    by_arch, by_yaml = both_ways[name]
+    if "Transformer" in name:  # fairseq hands that model all flags of the command, and has no dataclass of it
+        assert by_arch["model"]["arch"] == by_yaml["model"]["_name"]
+        unless_given = {"base_layers": 0, "max_source_positions": 1024, "max_target_positions": 1024}
+        by_arch["model"] = {key: {**unless_given, **by_arch["model"]}.get(key) for key in by_yaml["model"]}
+    by_arch["model"].pop("_name", None), by_yaml["model"].pop("_name")  # of the architecture, and of the model
+    assert by_yaml["common"].pop("reset_logging") is True  # what hydra alone needs
+    for group in "task", "model", "criterion", "optimizer", "lr_scheduler":
+        assert by_yaml[group] == by_arch[group], group
+    for group in "common", "dataset", "optimization", "checkpoint":
+        assert len(by_yaml[group]) > 5
+        assert by_yaml[group] == {key: by_arch[group][key] for key in by_yaml[group]}, group
+
+
+@pytest.mark.parametrize("layout", sorted(path.stem for path in (CONFIGS / "layout").glob("*gpu.yaml")))
+def test_layouts_make_the_same_batch(layout):
+    said = OmegaConf.load(str(CONFIGS / "layout" / f"{layout}.yaml"))
+    gpus = said.distributed_training.distributed_world_size
+    assert layout == f"{gpus}gpu"
+    assert gpus * said.dataset.max_tokens * said.optimization.update_freq[0] == 65536
+
+
+def test_transformer_yaml_has_the_settings_of_luna():
+    luna, transformer = (
+        OmegaConf.to_container(OmegaConf.load(str(CONFIGS / "model" / f"{name}_wmt_en_de.yaml")))
+        for name in ("luna_transformer", "transformer")
+    )
+    both = [key for key in luna if key in transformer and key != "_name"]
+    assert len(both) > 20
+    follows = "decoder_embed_dim", "decoder_ffn_embed_dim"
+    assert all(luna[key] == transformer[key] for key in both if key not in follows)
+
+
+# ---- bad input
+
+REFUSED = {
+    "config": (["no_such_config"], "there is no configuration no_such_config"),
+    "layout": (["wmt14_paper", "layout=4gpu"], "layout=4gpu is for 4 process(es), but this training has 1"),
+    "processes": (["wmt14_paper", "--processes", "3"], "no layout for 3 processes"),
+    "word": (["wmt14_paper", "model.dropout"], "model.dropout is no KEY=VALUE"),
+    "rendezvous": (["wmt14_paper", "--master-addr", "h"], "give --nnodes too"),
+    "nodes": (["wmt14_paper", "--nnodes", "1:4"], "--nnodes must be a number of machines, but is 1:4"),
+    "key": (["wmt14_paper", "layout=smoke", "model.projection_lenght=16"], "model.projection_lenght"),
+    "model": (["wmt14_paper", "layout=smoke", "model=luna"], "luna_transformer_wmt_en_de"),
+}
+
+
+@pytest.mark.parametrize("words, message", REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_refused(data, tmp_path, words, message):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *words]
+    done = run([*command, "--cpu", "--data", str(data), "--out", str(tmp_path / "run")], fails=True)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr or "the last lines of" in done.stderr
+
+
+def test_folder_without_data_is_refused(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "wmt14_paper", "--data", str(tmp_path)]
+    assert "holds no data-bin/" in run([*command, "--out", str(tmp_path / "run")], fails=True).stderr
+
+
+def test_going_on_with_another_model_is_refused(data, one_process):
+    done = run(
+        train(data, one_process, "optimization.update_freq=[2]", *NO_DROPOUT, "model.encoder_layers=1"), fails=True
+    )
+    assert "model.encoder_layers was None, now '1'" in done.stderr and "another --out" in done.stderr
+
+
+def test_two_trainings_in_one_folder_are_refused(data, one_process):
+    import fcntl
+
+    with open(one_process / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run(train(data, one_process, "optimization.update_freq=[2]", *NO_DROPOUT), fails=True)
+    assert "another training is at work" in done.stderr
