@@ -4,6 +4,19 @@ from .versions import __version__, require_fairseq, run_as_command
 
 __all__ = ["__version__"]
 
+
+def _refuse_taken(registry: str, name: str) -> None:
+    """fairseq holds one class of a name; there are versions of it with these, too."""
+    from fairseq.registry import REGISTRIES
+
+    known = REGISTRIES[registry]["registry"].get(name)
+    if known is not None and not known.__module__.startswith(f"{__name__}."):
+        raise ImportError(
+            f"fairseq_luna brings --{registry.replace('_', '-')} {name}, but {known.__module__} has registered "
+            "another of that name: use a fairseq without it, or leave the other plugin out."
+        )
+
+
 if not run_as_command():  # `python -m fairseq_luna` answers where fairseq is missing, too
     require_fairseq()
 
@@ -11,4 +24,7 @@ if not run_as_command():  # `python -m fairseq_luna` answers where fairseq is mi
 
     compat.apply()
 
-    from . import model  # noqa: F401  registers the model with fairseq
+    _refuse_taken("optimizer", "apollo")
+    _refuse_taken("lr_scheduler", "milestone")
+
+    from . import apollo, milestone, model  # noqa: F401  registers them with fairseq

@@ -73,6 +73,7 @@ class LunaTransformerConfig(FairseqDataclass):
     activation_dropout: float = field(
         default=0.0, metadata=_help("dropout probability after the feed-forward's activation")
     )
+    word_dropout: float = field(default=0.0, metadata=_help("dropout probability of whole tokens, source and target"))
     activation_fn: ActivationFn = field(  # type: ignore[valid-type]
         default="relu", metadata=_help("activation of the feed-forward")
     )
@@ -166,6 +167,8 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     ):
         if values[name] < 1:
             raise ValueError(f"{flag(name)} must be at least 1, but is {values[name]}.")
+    if not 0 <= values["word_dropout"] < 1:
+        raise ValueError(f"--word-dropout must be in [0, 1), but is {values['word_dropout']}.")
     for side, dim_name, heads_name in (
         ("encoder", "encoder_embed_dim", "encoder_attention_heads"),
         ("encoder", "encoder_embed_dim", "encoder_projected_attention_heads"),

@@ -36,6 +36,7 @@ class LunaDecoder(FairseqIncrementalDecoder):
                 cfg.max_target_positions, dim, self.padding_idx, learned=cfg.decoder_learned_pos
             )
         self.embed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
+        self.word_dropout = nn.Dropout1d(cfg.word_dropout)
         self.dropout = FairseqDropout(cfg.dropout, module_name="LunaDecoder")
         self.layers = nn.ModuleList(LunaDecoderLayer(cfg) for _ in range(cfg.decoder_layers))
         self.layer_norm = LayerNorm(dim) if cfg.decoder_normalize_before else None
@@ -55,7 +56,7 @@ class LunaDecoder(FairseqIncrementalDecoder):
         if incremental_state is not None:
             prev_output_tokens = prev_output_tokens[:, -1:]
             positions = None if positions is None else positions[:, -1:]
-        x = self.embed_scale * self.embed_tokens(prev_output_tokens)
+        x = self.word_dropout(self.embed_scale * self.embed_tokens(prev_output_tokens))
         if positions is not None:
             x = x + positions
         if self.embed_norm is not None:

@@ -71,6 +71,7 @@ class LunaEncoder(FairseqEncoder):
                 cfg.max_source_positions, dim, self.padding_idx, learned=cfg.encoder_learned_pos
             )
         self.embed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
+        self.word_dropout = nn.Dropout1d(cfg.word_dropout)  # of whole tokens (Sennrich et al. 2016, WMT)
 
         self.packed_embedding = nn.Parameter(torch.empty(cfg.projection_length, dim))
         nn.init.normal_(self.packed_embedding, std=dim**-0.5)
@@ -90,7 +91,7 @@ class LunaEncoder(FairseqEncoder):
 
     def embed(self, src_tokens: Tensor) -> Tensor:
         """Tokens (B, n) -> X of the first layer, (B, n, D)."""
-        x = self.embed_scale * self.embed_tokens(src_tokens)
+        x = self.word_dropout(self.embed_scale * self.embed_tokens(src_tokens))
         if self.embed_positions is not None:
             x = x + self.embed_positions(src_tokens)
         if self.embed_norm is not None:

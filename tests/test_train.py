@@ -195,6 +195,7 @@ CONFIGURATIONS = {
 }
 BOTH_WAYS = """
 import json, sys
+from argparse import Namespace
 import fairseq_luna
 from fairseq import options
 from fairseq.dataclass.initialize import add_defaults, hydra_init
@@ -205,18 +206,23 @@ try:
 except ImportError:
     from hydra.experimental import compose, initialize_config_dir
 
+def plain(cfg):
+    return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+
 folder, configurations, commands = json.loads(sys.argv[1])
 sys.argv[1:] = []
 found = {}
 for name, (config, *overrides) in configurations.items():
     args = options.parse_args_and_arch(options.get_training_parser(), commands[name])
     by_arch = convert_namespace_to_omegaconf(args)
-    by_arch.model = vars(by_arch.model) if "arch" in vars(by_arch.model) else by_arch.model
+    model = vars(by_arch.model) if isinstance(by_arch.model, Namespace) else plain(by_arch.model)
+    by_arch.model = None
+    by_arch = {**plain(by_arch), "model": model}
     hydra_init(config)
     with initialize_config_dir(config_dir=folder):
         by_yaml = compose(config, overrides=overrides)
         add_defaults(by_yaml)
-    found[name] = [OmegaConf.to_container(cfg, resolve=True, enum_to_str=True) for cfg in (by_arch, by_yaml)]
+    found[name] = by_arch, plain(by_yaml)
 print(json.dumps(found))
 """
 
