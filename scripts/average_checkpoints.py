@@ -1,18 +1,80 @@
-"""Write the mean of some checkpoints' parameters as one checkpoint to decode with (no optimiser state)."""
+"""Average the last checkpoints of a run: the mean of their parameters, to decode with (no optimiser state).
+
+Those saved by updates (checkpoint_E_U.pt) are taken, or else those of the epochs (checkpointN.pt); checkpoint_last.pt
+counts where it is newer than all of them. Does nothing where the result is there and the checkpoints are the same."""
 
 import argparse
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
-from common import Problem, entry, import_plugin, whole
+from common import Problem, entry, import_plugin, read_json, whole, write_json
+from progress import bar
+
+LAST = 10
+NAMES = r"checkpoint_\d+_(\d+)\.pt", r"checkpoint(\d+)\.pt"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE")
+    parser = argparse.ArgumentParser(
+        prog="average.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="what train.sh or quickstart.sh wrote")
+    parser.add_argument("--last", type=count, metavar="K", default=LAST, help="default %(default)s")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default RUN_DIR/model.pt; what went into it is told in a .json beside"
+    )
     args = parser.parse_args()
-    average(args.inputs, args.output)
+    average_last(args.run, args.last, args.out)
+
+
+def count(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but is {number}")
+    return number
+
+
+def say(message: str) -> None:
+    print(f"average: {message}", flush=True)
+
+
+def average_last(run: Path, last: Optional[int] = None, output: Optional[Path] = None) -> Path:
+    """Make or keep the average of the last checkpoints of a run; without a number as many as before, or else 10."""
+    output = output or run / "model.pt"
+    record = output.with_suffix(".json")
+    before = read_json(record, {}) if output.exists() else {}
+    last = last or before.get("last", LAST)
+    folder = run / "checkpoints"
+    newest, others = folder / "checkpoint_last.pt", saved(folder)[:last]
+    found = [path for path in (newest, *others) if path.exists()]
+    if not found:
+        raise Problem(f"{folder} holds no checkpoint to average: give the folder of a run of train.sh or quickstart.sh")
+    # telling whether checkpoint_last.pt is one of the others takes reading it, which nothing new spares
+    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in found}
+    if (before.get("last"), before.get("files")) == (last, files):
+        say(f"{output} holds this already")
+        return output
+
+    inputs = others
+    if newest in found and not (others and updates(newest) <= updates(others[0])):
+        inputs = [newest, *others][:last]
+    fewer = f", all there are of the {last} asked for" if len(inputs) < last else ""
+    say(f"{len(inputs)} checkpoint(s){fewer}: " + ", ".join(path.name for path in inputs))
+    made = average(inputs[::-1], output)
+    write_json(record, {"inputs": [path.name for path in inputs[::-1]], "updates": made, "last": last, "files": files})
+    say(f"wrote {output}")
+    return output
+
+
+def saved(folder: Path) -> List[Path]:
+    """The checkpoints of a folder that were saved by updates, or else by epochs, newest first."""
+    from fairseq.checkpoint_utils import checkpoint_paths
+
+    if not folder.is_dir():
+        return []
+    kinds = ([Path(path) for path in checkpoint_paths(str(folder), pattern)] for pattern in NAMES)
+    return next(filter(None, kinds), [])
 
 
 def load(path: Path) -> dict:
@@ -23,27 +85,47 @@ def load(path: Path) -> dict:
     try:
         return torch.load(str(path), map_location="cpu")
     except Exception as error:
-        raise Problem(f"{path} cannot be loaded: {error}") from None
+        raise Problem(
+            f"{path} cannot be loaded: {error}. Where it was cut short, remove it, and the others will do"
+        ) from None
 
 
-def average(inputs: List[Path], output: Path) -> None:
+def updates(path: Path) -> int:
+    return count_updates(load(path))
+
+
+def count_updates(state: dict) -> int:
+    return state["optimizer_history"][-1]["num_updates"]
+
+
+def average(inputs: List[Path], output: Path) -> int:
+    """Write the mean of checkpoints, all else as in the last of them; returns the updates of that one."""
     import torch
 
     state = load(inputs[-1])
     parameters = state["model"]
+    shapes = {name: value.shape for name, value in parameters.items()}
     sums = {name: value.double() for name, value in parameters.items()}
-    for path in inputs[:-1]:
-        for name, value in load(path)["model"].items():
-            sums[name] += value
+    with bar(len(inputs), "checkpoint", initial=1) as line:
+        for path in inputs[:-1]:
+            other = load(path)["model"]
+            if {name: value.shape for name, value in other.items()} != shapes:
+                raise Problem(f"{path} is of another model than {inputs[-1]}: leave one kind in the folder")
+            for name, value in other.items():
+                sums[name] += value
+            line.update()
 
     means = {}  # by place in memory, so that what is shared between names is written once
     for name, value in parameters.items():
         mean = sums[name] / len(inputs) if value.is_floating_point() else value
-        parameters[name] = means.setdefault((value.data_ptr(), value.shape), mean.to(value.dtype))
+        # half precision would round away what averaging brings
+        precision = torch.promote_types(value.dtype, torch.float32) if value.is_floating_point() else value.dtype
+        parameters[name] = means.setdefault((value.data_ptr(), value.shape), mean.to(precision))
     state.pop("last_optimizer_state", None)
     with whole(output) as beside:
         torch.save(state, str(beside))
+    return count_updates(state)
 
 
 if __name__ == "__main__":
-    entry("average_checkpoints", main)
+    entry("average", main)

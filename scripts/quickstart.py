@@ -12,6 +12,7 @@ import signal
 import sys
 import tarfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Callable, List
 
@@ -24,7 +25,6 @@ from common import (
     differences,
     entry,
     import_plugin,
-    one_line,
     quote,
     read_json,
     read_lines,
@@ -36,7 +36,9 @@ from common import (
     write_json,
     write_text,
 )
+from generate import search
 from progress import TrainingLog, bar, draw
+from scores import score
 
 # ---- everything to tune ----------------------------------------------------------------------------------------------
 
@@ -315,47 +317,16 @@ class Quickstart:
         return log
 
     def average(self) -> None:
-        from fairseq.checkpoint_utils import checkpoint_paths
-
-        inputs = [Path(path) for path in checkpoint_paths(str(self.checkpoints), r"checkpoint_\d+_(\d+)\.pt")]
-        updates = read_json(self.trained)["updates"]
-        inputs = [self.last_checkpoint] + [path for path in inputs if not path.stem.endswith(f"_{updates}")]
-        inputs = inputs[: RUN["averaged checkpoints"]][::-1]
-        command = python(REPO / "scripts" / "average_checkpoints.py", *inputs, **{"--output": self.model})
-        self.command("average", command)
+        last = {"--last": RUN["averaged checkpoints"]}
+        self.command("average", python(REPO / "scripts" / "average_checkpoints.py", self.out, **last))
 
     def translate(self) -> None:
-        options = {"--user-dir": USER_DIR, "--path": self.model, "--gen-subset": "test", **DECODING, **self.device}
-        options.update({"--task": "translation", "--source-lang": SOURCE, "--target-lang": TARGET})
-        command = python("-m", "fairseq_cli.generate", self.data / "data-bin", **options)
-        total = sum(1 for _ in read_lines(self.data / "raw" / f"test.{SOURCE}"))
-        found = {}
-        with bar(total, "sentence") as line:
-
-            def collect(text: str) -> None:
-                if text.startswith("H-"):
-                    number, _, pieces = text[2:].rstrip("\n").split("\t")
-                    found[int(number)] = pieces.split(" ")
-                    line.update()
-
-            self.command("translate", command, collect)
-        if sorted(found) != list(range(total)):
-            raise Problem(f"{len(found):,} translations came for {total:,} sentences: see {self.out / 'translate.log'}")
-
-        from sentencepiece import SentencePieceProcessor
-
-        model = SentencePieceProcessor(model_file=str(self.data / "spm.model"))
-        write_text(self.hypotheses, "".join(one_line(model.decode(found[i])) + "\n" for i in range(total)))
+        options = words({**DECODING, **self.device})
+        found = search(self.data, self.model, "test", options, partial(self.command, "translate"))
+        write_text(self.hypotheses, "".join(line + "\n" for line in found))
 
     def score(self) -> None:
-        from sacrebleu.metrics import BLEU, CHRF
-
-        hypotheses, references = list(read_lines(self.hypotheses)), self.test(TARGET)
-        scores = {}
-        for name, metric in ("BLEU", BLEU(trg_lang=TARGET)), ("chrF", CHRF()):
-            score = metric.corpus_score(hypotheses, [references])
-            scores[name] = {"score": round(score.score, 2), "signature": str(metric.get_signature())}
-        write_json(self.scores, scores)
+        write_json(self.scores, score(list(read_lines(self.hypotheses)), self.test(TARGET), TARGET, ("BLEU", "chrF")))
 
     def write_report(self) -> None:
         lines = [self.test(SOURCE), list(read_lines(self.hypotheses)), self.test(TARGET)]
@@ -366,8 +337,6 @@ class Quickstart:
         )
         write_text(self.out / "examples.md", f"# Ten sentences of the test set\n\n{examples}\n")
         self.draw_curve()
-
-        import torch
 
         data, training = read_json(self.data / "manifest.json"), read_json(self.trained)
         seconds = read_json(self.out / "seconds.json")
@@ -381,12 +350,7 @@ class Quickstart:
                 "seconds": seconds,
                 "settings": read_json(self.out / "settings.json"),
                 "data": data,
-                "machine": {
-                    "cpu": cpu_name(),
-                    "cores": os.cpu_count(),
-                    "torch threads": torch.get_num_threads(),
-                    "gpu": torch.cuda.get_device_name() if self.gpu() else None,
-                },
+                "machine": machine(self.args.cpu),
                 "versions": versions(),
                 "commands": read_json(self.out / "commands.json"),
             },
@@ -441,6 +405,17 @@ class Quickstart:
         self.model_class().add_args(parser)
         unknown = parser.parse_known_args(words(DIMENSIONS))[1]
         return {flag: value for flag, value in DIMENSIONS.items() if flag not in unknown}
+
+
+def machine(cpu: bool) -> dict:
+    import torch
+
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and not cpu else None,
+    }
 
 
 def cpu_name() -> str:

@@ -1,4 +1,4 @@
-"""Translate text with a quickstart model: one line out for each line in, on stdout; anything else goes to stderr."""
+"""Translate text with a trained model: one line out for each line in, on stdout; anything else goes to stderr."""
 
 import argparse
 import sys
@@ -6,7 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Iterator, List, NamedTuple
 
-from common import Problem, entry, import_plugin, one_line
+import recipes
+from common import Problem, entry, import_plugin
 from quickstart import DECODING
 
 
@@ -32,7 +33,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "files", nargs="*", default=["-"], metavar="FILE", help="text to translate (default: standard input)"
     )
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="the folder that quickstart.sh wrote")
+    parser.add_argument(
+        "--model", required=True, type=Path, metavar="DIR", help="the folder that quickstart.sh or train.sh wrote"
+    )
     parser.add_argument("--beam", type=int, default=DECODING["--beam"], metavar="N", help="default %(default)s")
     parser.add_argument(
         "--lenpen",
@@ -86,14 +89,13 @@ class Translator:
     """The model of a run folder, which may have been moved since: nothing but what lies in it is used."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        checkpoint, pieces, data = self.find(args.model)
+        checkpoint, data = self.find(args.model)
+        self.recipe = recipes.load(args.model / "data")
 
         import torch
         from fairseq import checkpoint_utils, utils
-        from sentencepiece import SentencePieceProcessor
 
         import_plugin()
-        self.pieces = SentencePieceProcessor(model_file=str(pieces))
         self.models, cfg, self.task = checkpoint_utils.load_model_ensemble_and_task(
             [str(checkpoint)], {"data": str(data)}
         )
@@ -112,12 +114,12 @@ class Translator:
 
     @staticmethod
     def find(folder: Path) -> tuple:
-        """The checkpoint, the sentencepiece model and the folder of dictionaries."""
+        """The checkpoint and the folder of dictionaries."""
         checkpoint, last = folder / "model.pt", folder / "checkpoints" / "checkpoint_last.pt"
         if not checkpoint.exists() and last.exists():
             warn(f"{folder} is not finished: using its last checkpoint")
             checkpoint = last
-        found = checkpoint, folder / "data" / "spm.model", folder / "data" / "data-bin"
+        found = checkpoint, folder / "data" / "data-bin"
         missing = [path for path in found if not path.exists()]
         if missing:
             raise Problem(
@@ -138,7 +140,7 @@ class Translator:
         return translations
 
     def encode(self, line: Line):
-        words = " ".join(self.pieces.encode(line.text, out_type=str))
+        words = " ".join(self.recipe.encode([line.text])[0])
         tokens = self.task.source_dictionary.encode_line(words, add_if_not_exist=False).long()
         limit = self.limits[0]
         if len(tokens) > limit:
@@ -149,7 +151,7 @@ class Translator:
 
     def decode(self, tokens) -> str:
         words = self.task.target_dictionary.string(tokens.int().cpu())
-        return one_line(self.pieces.decode(words.split(" ")))
+        return self.recipe.decode([words.split(" ")])[0]
 
     def batches(self, sources: list) -> Iterator[dict]:
         """Batches of like lengths, the numbers of their sources under "id"."""

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Average the last checkpoints of a run into a model to decode with. `--help` lists the options.
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+exec "$python" "$root/scripts/average_checkpoints.py" "$@"

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Translate a subset of a run's data by beam search. `--help` lists the options.
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+exec "$python" "$root/scripts/generate.py" "$@"
