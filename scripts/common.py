@@ -1,10 +1,12 @@
 """What the scripts share: errors for the user, files that are whole or absent, lines, running commands."""
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import platform
 import runpy
 import shlex
 import shutil
@@ -41,6 +43,28 @@ def entry(name: str, main: Callable[[], None]) -> None:
     except KeyboardInterrupt as interrupt:
         print(f"\n{name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
+
+
+def go_on_later() -> None:
+    """Have Ctrl-C and SIGTERM end this process, and what it runs, in the same way, with the same word of comfort."""
+
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt("stopped; the same command goes on from here")
+
+    for kind in signal.SIGINT, signal.SIGTERM:
+        signal.signal(kind, interrupted)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One command at a time in a folder; the lock ends with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Problem(f"another run is at work in {folder}: wait for it, or choose another folder") from None
+        yield
 
 
 @contextmanager
@@ -178,3 +202,23 @@ def import_plugin() -> None:
 def versions() -> Dict[str, str]:
     """The versions of what a result depends on, found by the plugin's own list without importing any of it."""
     return runpy.run_path(str(USER_DIR / "versions.py"))["versions"]()
+
+
+def machine(cpu: bool) -> dict:
+    """What a report says of the machine; `cpu` where its GPU was left alone."""
+    import torch
+
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and not cpu else None,
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = read_lines(Path("/proc/cpuinfo"))
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

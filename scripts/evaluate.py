@@ -11,9 +11,21 @@ from typing import List, Optional
 
 import recipes
 from average_checkpoints import average_last, count, count_updates
-from common import Problem, entry, import_plugin, quote, read_json, read_lines, versions, whole, write_json, write_text
-from generate import add_options, alone, file_name, fingerprint, generate, parse
-from quickstart import machine
+from common import (
+    Problem,
+    alone,
+    entry,
+    import_plugin,
+    machine,
+    quote,
+    read_json,
+    read_lines,
+    versions,
+    whole,
+    write_json,
+    write_text,
+)
+from generate import add_options, file_name, fingerprint, generate, parse
 from scores import RESAMPLES, by_length, compare, compound_split_bleu, score
 
 LENPEN, LENPENS = 0.6, [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]

@@ -4,13 +4,11 @@ The hypotheses come detokenised and in the order of the source, as many as there
 they are there and were made in the same way. Options after `--` are handed to fairseq-generate."""
 
 import argparse
-import fcntl
 import sys
 import time
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List
+from typing import Callable, Dict, List
 
 import recipes
 from average_checkpoints import count
@@ -18,6 +16,7 @@ from common import (
     REPO,
     USER_DIR,
     Problem,
+    alone,
     entry,
     quote,
     read_json,
@@ -90,18 +89,6 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def say(message: str) -> None:
     print(f"generate: {message}", flush=True)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One command at a time in a folder; the lock ends with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Problem(f"another command is at work in {folder}: wait for it") from None
-        yield
 
 
 def file_name(args: argparse.Namespace, subset: str, lenpen: float) -> str:

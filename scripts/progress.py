@@ -58,13 +58,13 @@ class TrainingLog:
         return shown
 
 
-def bar(total: int, unit: str, initial: int = 0):
+def bar(total: Optional[int], unit: str, initial: int = 0):
     """A tqdm line on a terminal; now and then a line in a file."""
     from tqdm import tqdm
 
-    seconds = 0.5 if sys.stderr.isatty() else 60
+    seconds, unit = 0.5 if sys.stderr.isatty() else 60, f" {unit}"
     return tqdm(
-        total=total, initial=initial, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True, leave=False, smoothing=0.1
+        total=total, initial=initial, unit=unit, mininterval=seconds, dynamic_ncols=True, leave=False, smoothing=0.1
     )
 
 

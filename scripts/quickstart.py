@@ -4,11 +4,7 @@ Interrupted, the same command goes on where it was. Options after `--` are hande
 
 import argparse
 import difflib
-import fcntl
 import math
-import os
-import platform
-import signal
 import sys
 import tarfile
 import time
@@ -21,10 +17,13 @@ from common import (
     REPO,
     USER_DIR,
     Problem,
+    alone,
     claim,
     differences,
     entry,
+    go_on_later,
     import_plugin,
+    machine,
     quote,
     read_json,
     read_lines,
@@ -91,9 +90,9 @@ TRIAL_UPDATES = 30
 
 def main() -> None:
     args = parse_args()
-    for kind in signal.SIGINT, signal.SIGTERM:
-        signal.signal(kind, interrupted)
-    Quickstart(args).run()
+    go_on_later()
+    with alone(args.out):
+        Quickstart(args).run()
 
 
 def parse_args() -> argparse.Namespace:
@@ -123,10 +122,6 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{flag} must be above 0, but is {value}")
     args.extra = extra
     return args
-
-
-def interrupted(*_) -> None:
-    raise KeyboardInterrupt("stopped; the same command goes on from here")
 
 
 def say(message: str) -> None:
@@ -161,7 +156,6 @@ class Quickstart:
         self.device = {} if self.gpu() else {"--cpu": None}
 
     def run(self) -> None:
-        self.take_folder()
         self.check_settings()
         length = f"{self.args.minutes:g} minutes" if self.by_time else f"{self.planned_updates():,} updates"
         self.stage("data", "preparing the corpus", self.data / "manifest.json", self.prepare)
@@ -171,15 +165,6 @@ class Quickstart:
         self.stage("score", "scoring", self.scores, self.score)
         self.stage("report", "writing the report", self.report, self.write_report)
         self.summary()
-
-    def take_folder(self) -> None:
-        """One run at a time in a folder; the lock ends with the process, however that ends."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.out / ".lock", "w")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Problem(f"another run is at work in {self.out}: wait for it, or choose another --out") from None
 
     def check_settings(self) -> None:
         """Refuse to go on with other settings than those the training was begun with."""
@@ -405,25 +390,6 @@ class Quickstart:
         self.model_class().add_args(parser)
         unknown = parser.parse_known_args(words(DIMENSIONS))[1]
         return {flag: value for flag, value in DIMENSIONS.items() if flag not in unknown}
-
-
-def machine(cpu: bool) -> dict:
-    import torch
-
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "torch threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and not cpu else None,
-    }
-
-
-def cpu_name() -> str:
-    try:
-        lines = read_lines(Path("/proc/cpuinfo"))
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

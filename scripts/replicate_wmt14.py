@@ -3,13 +3,12 @@
 Interrupted, the same command goes on where it was. Several trainings may share one DIR: each is in DIR/NAME."""
 
 import argparse
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import List
 
-from common import REPO, Problem, die_with_parent, entry, quote
+from common import REPO, Problem, die_with_parent, entry, go_on_later, quote
 
 # What --smoke makes of it: all steps at a size for a CPU, with figures that mean nothing.
 SMOKE = {
@@ -21,8 +20,7 @@ SMOKE = {
 
 def main() -> None:
     args = parse_args()
-    for kind in signal.SIGINT, signal.SIGTERM:
-        signal.signal(kind, interrupted)
+    go_on_later()
     run = args.out / (args.name or args.config)
 
     data = ["--out", args.out / "data", *(SMOKE["data"] if args.smoke else [])]
@@ -62,10 +60,6 @@ def parse_args() -> argparse.Namespace:
         if "=" not in word:
             parser.error(f"{word} is no KEY=VALUE")
     return args
-
-
-def interrupted(*_) -> None:
-    raise KeyboardInterrupt("stopped; the same command goes on from here")
 
 
 def step(name: str, script: str, options: List) -> None:

@@ -5,16 +5,15 @@ machines give the same command on each, with torchrun's options for meeting (--n
 --master-addr, --master-port or --rdzv-backend, --rdzv-endpoint, --rdzv-id), and a folder --out that all of them see."""
 
 import argparse
-import fcntl
 import re
-import signal
 import socket
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Dict, List
 
 from average_checkpoints import load
-from common import REPO, USER_DIR, Problem, claim, differences, entry, quote, read_json, run
+from common import REPO, USER_DIR, Problem, alone, claim, differences, entry, go_on_later, quote, read_json, run
 from progress import TrainingLog, bar, draw
 
 MEETING = "nnodes", "node-rank", "master-addr", "master-port", "rdzv-backend", "rdzv-endpoint", "rdzv-id"
@@ -22,8 +21,7 @@ MEETING = "nnodes", "node-rank", "master-addr", "master-port", "rdzv-backend", "
 
 def main() -> None:
     args = parse_args()
-    for kind in signal.SIGINT, signal.SIGTERM:
-        signal.signal(kind, interrupted)
+    go_on_later()
     Training(args).run()
 
 
@@ -47,10 +45,6 @@ def parse_args() -> argparse.Namespace:
     if args.processes is not None and args.processes < 1:
         parser.error(f"--processes must be at least 1, but is {args.processes}")
     return args
-
-
-def interrupted(*_) -> None:
-    raise KeyboardInterrupt("stopped; the same command goes on from the last checkpoint")
 
 
 def say(message: str) -> None:
@@ -103,8 +97,12 @@ class Training:
         return int(asked)
 
     def run(self) -> None:
-        self.take_folder()
-        self.check_settings()
+        # the other machines of the same training share the folder
+        with alone(self.out) if self.nodes == 1 else nullcontext():
+            self.check_settings()
+            self.train()
+
+    def train(self) -> None:
         name = "train" if self.nodes == 1 or self.args.node_rank == "0" else f"train.{socket.gethostname()}"
         log_path = self.out / f"{name}.log"
         log = TrainingLog.read(log_path)
@@ -133,17 +131,6 @@ class Training:
         figures = ", ".join(f"{key} {value}" for key, value in log.figures().items())
         say(f"{log.updates:,} updates done: {figures}")
         say(f"now: {quote(['bash', 'scripts/evaluate.sh', str(self.args.out or self.out)])}")
-
-    def take_folder(self) -> None:
-        """One training at a time in a folder, but for the other machines of the same one."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        if self.nodes > 1:
-            return
-        self.lock = open(self.out / ".lock", "w")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Problem(f"another training is at work in {self.out}: wait for it, or choose another --out") from None
 
     def check_settings(self) -> None:
         """Refuse to go on with another model or other data; say what else has changed."""

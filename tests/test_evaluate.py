@@ -275,7 +275,7 @@ def test_folder_in_use_is_refused(tmp_path):
     (tmp_path / "evaluation").mkdir()
     with open(tmp_path / "evaluation" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another command is at work" in evaluate(tmp_path, code=1)
+        assert "another run is at work" in evaluate(tmp_path, code=1)
 
 
 def test_help_needs_no_environment():

@@ -315,4 +315,4 @@ def test_two_trainings_in_one_folder_are_refused(data, one_process):
     with open(one_process / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = run(train(data, one_process, "optimization.update_freq=[2]", *NO_DROPOUT), fails=True)
-    assert "another training is at work" in done.stderr
+    assert "another run is at work" in done.stderr
