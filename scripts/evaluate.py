@@ -215,7 +215,7 @@ class Evaluation:
         """What the manifest says of the text."""
         test = self.manifest.get("held out", {}).get("test", {})
         return {
-            "corpus": self.manifest["settings"].get("corpus", "unknown"),
+            "corpus": self.manifest.get("corpus", "unknown"),
             "recipe": self.recipe.name,
             "vocabulary": self.manifest.get("vocabulary"),
             "lines": self.manifest.get("lines"),
@@ -242,6 +242,7 @@ class Evaluation:
         axes.set_xticks(range(len(buckets)), labels)
         axes.set(xlabel="words of the source, and how many sentences have so many", ylabel="BLEU (sacreBLEU)")
         axes.margins(y=0.12)
+        axes.set_ylim(0, max(1, axes.get_ylim()[1]))
         axes.set_title(f"BLEU by length: {' and '.join(report['name'] for report in reports)}")
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)

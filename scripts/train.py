@@ -5,15 +5,17 @@ machines give the same command on each, with torchrun's options for meeting (--n
 --master-addr, --master-port or --rdzv-backend, --rdzv-endpoint, --rdzv-id), and a folder --out that all of them see."""
 
 import argparse
+import math
 import re
 import socket
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Dict, List
 
-from average_checkpoints import load
-from common import REPO, USER_DIR, Problem, alone, claim, differences, entry, go_on_later, quote, read_json, run
+from average_checkpoints import count_updates, load
+from common import REPO, USER_DIR, Problem, alone, claim, differences, entry, go_on_later, quote, read_json, run, sha256
 from progress import TrainingLog, bar, draw
 
 MEETING = "nnodes", "node-rank", "master-addr", "master-port", "rdzv-backend", "rdzv-endpoint", "rdzv-id"
@@ -62,7 +64,12 @@ class Training:
         self.given = dict(word.split("=", 1) for word in args.overrides)
         self.data = self.find_data(args.data)
         self.out = (args.out or Path("runs") / self.config.stem).absolute()
-        self.last_checkpoint = self.out / "checkpoints" / "checkpoint_last.pt"
+        self.updates = self.begun_by = 0  # of the last checkpoint: updates, and processes it was made by
+        last_checkpoint = self.out / "checkpoints" / "checkpoint_last.pt"
+        if last_checkpoint.exists():
+            state = load(last_checkpoint)
+            self.updates = count_updates(state)
+            self.begun_by = state["cfg"]["distributed_training"]["distributed_world_size"]
         self.cpu = args.cpu or not torch.cuda.is_available() or self.given.get("layout") == "smoke"
         self.processes = args.processes or (1 if self.cpu else torch.cuda.device_count())
         self.meeting = {f"--{name}": getattr(args, name.replace("-", "_")) for name in MEETING}
@@ -100,9 +107,13 @@ class Training:
         # the other machines of the same training share the folder
         with alone(self.out) if self.nodes == 1 else nullcontext():
             self.check_settings()
-            self.train()
+            process = self.process()
+            if self.updates and self.updates >= last_update(process):
+                say(f"{self.out} has done all of its {self.updates:,} updates")
+            else:
+                self.train(process)
 
-    def train(self) -> None:
+    def train(self, process: List[str]) -> None:
         name = "train" if self.nodes == 1 or self.args.node_rank == "0" else f"train.{socket.gethostname()}"
         log_path = self.out / f"{name}.log"
         log = TrainingLog.read(log_path)
@@ -122,7 +133,7 @@ class Training:
                     if re.match(r"[\w.]*Error: ", text):
                         errors.append(text.strip())
 
-                run(self.command(), log_path, show)
+                run(self.command(process), log_path, show)
         except Problem as problem:
             # torchrun ends the log by a page of its own
             raise Problem(f"{errors[0]}\n\n{problem}" if errors else str(problem)) from None
@@ -134,12 +145,13 @@ class Training:
 
     def check_settings(self) -> None:
         """Refuse to go on with another model or other data; say what else has changed."""
-        settings = {"config": str(self.config), "data": str(self.data), "processes": self.processes * self.nodes}
+        settings = {"config": self.config.stem, "processes": self.processes * self.nodes}
+        settings.update((f"data: {path.name}", sha256(path)) for path in (self.data / "data-bin").glob("dict.*.txt"))
         settings.update(self.given)
         begun = read_json(self.out / "settings.json")
-        if begun and begun != settings and self.last_checkpoint.exists():
+        if begun and begun != settings and self.updates:
             changed = differences(begun, settings)
-            fixed = [phrase for phrase in changed if re.match(r"(config|data|model\S*) was ", phrase)]
+            fixed = [phrase for phrase in changed if re.match(r"(config|data: \S+|model\S*) was ", phrase)]
             if fixed:
                 raise Problem(
                     f"{self.out} was begun with other settings: {'; '.join(fixed)}. "
@@ -148,13 +160,18 @@ class Training:
             say("going on with other settings: " + "; ".join(changed))
         claim(self.out, settings)
         link = self.out / "data"
-        if not link.is_symlink() and not link.exists():
+        if link.is_symlink():
+            link.unlink()
+        if not link.exists():
             link.symlink_to(self.data, target_is_directory=True)
 
-    def command(self) -> List[str]:
+    def process(self) -> List[str]:
+        """The words that make one process of the training."""
         overrides = [f"{key}={value}" for key, value in {**self.defaults(), **self.given}.items()]
         process = [str(REPO / "scripts" / "train_process.py"), "--config-dir", str(self.config.parent)]
-        process += ["--config-name", self.config.stem, *overrides]
+        return [*process, "--config-name", self.config.stem, *overrides]
+
+    def command(self, process: List[str]) -> List[str]:
         if self.processes * self.nodes == 1:
             return [sys.executable, *process]
         # without options for meeting, torchrun finds a free port by itself
@@ -185,12 +202,10 @@ class Training:
             values.update(
                 {"distributed_training.distributed_backend": "gloo", "distributed_training.ddp_backend": "legacy_ddp"}
             )
-        if self.last_checkpoint.exists():
-            before = load(self.last_checkpoint)["cfg"]["distributed_training"]["distributed_world_size"]
-            if before != self.processes * self.nodes:
-                # fairseq notes its place in an epoch by the batches of one process
-                say(f"the checkpoint is of {before} process(es): the order of the data begins anew")
-                values["checkpoint.reset_dataloader"] = "true"
+        if self.begun_by not in (0, self.processes * self.nodes):
+            # fairseq notes its place in an epoch by the batches of one process
+            say(f"the checkpoint is of {self.begun_by} process(es): the order of the data begins anew")
+            values["checkpoint.reset_dataloader"] = "true"
         return {**values, **self.layout()}
 
     def layout(self) -> Dict[str, str]:
@@ -217,6 +232,19 @@ class Training:
                 "optimization.update_freq=[N] how many batches each process takes for an update"
             )
         return {"layout": asked}
+
+
+def last_update(process: List[str]) -> float:
+    """max_update as composed; fairseq, resumed behind it, would make one update more."""
+    from omegaconf import OmegaConf
+
+    script, *words = process
+    composing = [sys.executable, script, "--cfg", "job", *words]
+    composed = subprocess.run(composing, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
+    if composed.returncode:
+        return math.inf  # the training itself then tells what is wrong
+    optimization = OmegaConf.create(composed.stdout).get("optimization") or {}
+    return optimization.get("max_update") or math.inf
 
 
 def text(path: Path) -> str:

@@ -159,7 +159,7 @@ def test_second_call_does_nothing(finished):
 def test_against_another_run(finished, copy):
     """Other settings are translated and scored anew, and tested against the first run; the table knows the paper."""
     manifest = json.loads((copy / "data" / "manifest.json").read_text(encoding="utf-8"))
-    manifest["settings"]["corpus"] = "wmt14-en-de"
+    manifest["corpus"] = "wmt14-en-de"
     manifest["held out"] = {"test": {"official": False}}
     (copy / "data" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     before = contents(copy)

@@ -309,6 +309,25 @@ def test_going_on_with_another_model_is_refused(data, one_process):
     assert "model.encoder_layers was None, now '1'" in done.stderr and "another --out" in done.stderr
 
 
+def test_a_training_that_is_done_is_left_alone(data, one_process, tmp_path):
+    """Also where its data have moved."""
+    shutil.copytree(one_process, tmp_path / "done", symlinks=True)
+    shutil.copytree(data, tmp_path / "moved")
+    said = run(train(tmp_path / "moved", tmp_path / "done", "optimization.update_freq=[2]", *NO_DROPOUT)).stdout
+    assert "has done all of its 12 updates" in said
+    assert checkpoint(tmp_path / "done")["optimizer_history"][-1]["num_updates"] == 12
+    assert (tmp_path / "done" / "data").samefile(tmp_path / "moved")
+
+
+def test_other_data_are_refused(data, one_process, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    with open(other / "data-bin" / "dict.en.txt", "a") as file:
+        file.write("more 1\n")
+    done = run(train(other, one_process, "optimization.update_freq=[2]", *NO_DROPOUT), fails=True)
+    assert "data: dict.en.txt was" in done.stderr and "another --out" in done.stderr
+
+
 def test_two_trainings_in_one_folder_are_refused(data, one_process):
     import fcntl
 
