@@ -1,4 +1,4 @@
-"""The quickstart, the translation and the data preparation through their real commands, cut short by flags alone."""
+"""The quickstart and the translation through their real commands, cut short by flags alone."""
 
 import json
 import os
@@ -44,12 +44,6 @@ def quickstart(out: Path, *args) -> list:
 
 def translate(model: Path, *args, **options):
     return call("scripts/translate.py", "--cpu", "--model", model, *args, **options)
-
-
-def prepare(folder: Path, *args, **options):
-    splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", folder / split)]
-    languages = ["--source", "en", "--target", "de", "--vocab-size", "400", "--workers", "1"]
-    return call("data-prep/prepare_corpus.py", *splits, *languages, "--out", folder / "out", *args, **options)
 
 
 def stop_when(condition, process: subprocess.Popen, how: signal.Signals) -> bytes:
@@ -218,42 +212,6 @@ def test_help_needs_no_environment():
     for script in "scripts/quickstart.sh", "scripts/translate.sh", "data-prep/prepare-corpus.sh":
         shown = subprocess.run(["bash", str(REPO / script), "--help"], stdout=subprocess.PIPE, check=True, timeout=60)
         assert b"usage: " + os.path.basename(script).encode() in shown.stdout
-
-
-@pytest.fixture
-def corpus(tmp_path) -> Path:
-    folder = tmp_path / "own corpus"
-    folder.mkdir()
-    for lang, words in ("en", "the cat sat on a mat"), ("de", "die Katze saß auf einer Matte"):
-        for split, size in ("train", 200), ("valid", 5), ("test", 7):
-            lines = [f"{words} {i}\u00a0x\u2028{words[i % 7 :]}" for i in range(size)]
-            (folder / f"{split}.{lang}").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return folder
-
-
-def test_prepare_own_corpus(corpus):
-    prepare(corpus)
-    manifest = json.loads((corpus / "out" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["lines"]["train.en"] == 200 and manifest["lines"]["test.de"] == 7
-    assert manifest["lines that do not survive pieces and back"] == 0
-    dictionary = {line.split(" ")[0] for line in open(corpus / "out" / "data-bin" / "dict.de.txt", encoding="utf-8")}
-    pieces = (corpus / "out" / "pieces" / "train.de").read_text(encoding="utf-8").split("\n")
-    assert len(pieces) == 201 and {piece for line in pieces for piece in line.split()} <= dictionary
-
-    assert b"holds this already" in prepare(corpus)[0]
-    with open(corpus / "test.en", "ab") as file:
-        file.write(b"one more\n")
-    _, err = prepare(corpus, code=1)
-    assert "8 lines" in err and "7" in err
-
-
-def test_broken_utf8_is_named(corpus):
-    lines = (corpus / "train.de").read_bytes().split(b"\n")
-    lines[41] = b"\xfc"
-    (corpus / "train.de").write_bytes(b"\n".join(lines))
-    _, err = prepare(corpus, code=1)
-    assert f"{corpus / 'train.de'}, line 42 is not UTF-8" in err
-    assert not (corpus / "out" / "manifest.json").exists()
 
 
 def test_yaml_trains_what_the_quickstart_does():
