@@ -7,9 +7,9 @@ the text, and nothing depends on the number of processes.
 
 import argparse
 import errno
-import fcntl
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from common import (  # noqa: E402
     Problem,
+    alone,
     claim,
     die_with_parent,
     differences,
@@ -48,7 +49,8 @@ from progress import bar  # noqa: E402
 from recipes import RECIPES, Recipe  # noqa: E402
 
 SPLITS = "train", "valid", "test"
-BLOCK = 2_000  # lines that go to a process at once
+BLOCK = 2_000  # lines that go to a process at once, unless these have so many
+BLOCK_LENGTH = 4_000_000  # characters or bytes
 SAMPLE = 1_000_000  # lines, of both languages together, that a sentencepiece model is learnt from
 WORDS = 1_000_000  # words, the most frequent ones, that a byte pair encoding is learnt from
 
@@ -99,28 +101,39 @@ def positive(text: str) -> int:
     return value
 
 
-def add_options(parser: argparse.ArgumentParser, length: int, ratio: float) -> None:
+def absolute(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def ratio(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but is {text}")
+    return value
+
+
+def add_options(parser: argparse.ArgumentParser, max_length: int, max_ratio: float) -> None:
     """The options that all kinds of text have in common, with these defaults for the lengths."""
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path)
+    parser.add_argument("--out", required=True, metavar="DIR", type=absolute)
     parser.add_argument("--recipe", choices=RECIPES, default="sentencepiece", help="default %(default)s")
     parser.add_argument(
         "--max-characters",
         type=positive,
         default=5000,
         metavar="N",
-        help="drop training pairs with a longer side, before anything else (default %(default)s)",
+        help="drop training pairs with a longer side, before they are cut into pieces (default %(default)s)",
     )
     parser.add_argument(
         "--max-length",
         type=positive,
-        default=length,
+        default=max_length,
         metavar="N",
         help="drop training pairs with more pieces on a side (default %(default)s)",
     )
     parser.add_argument(
         "--max-ratio",
-        type=float,
-        default=ratio,
+        type=ratio,
+        default=max_ratio,
         metavar="X",
         help="drop training pairs with over X times as many pieces on one side (default %(default)s)",
     )
@@ -142,12 +155,7 @@ def settings_of(args: argparse.Namespace) -> Dict[str, Any]:
 def taken(folder: Path, settings: dict) -> Iterator[None]:
     """The folder is ours, and no other run's, meanwhile; what a full disk does is told in a sentence."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Problem(f"another run is at work in {folder}: wait for it, or choose another --out") from None
+        with alone(folder):
             if read_json(folder / "settings.json") != settings:
                 claim(folder, settings)
             yield
@@ -205,14 +213,24 @@ class Corpus:
         self.step("text", "", text, [f"raw/{name}" for name in self.files()], self.clean)
         before = "text"
         if self.tokenised.name == "tokens":
-            self.step("tokens", before, {}, [f"tokens/{name}" for name in self.files()], self.tokenise)
+            self.step(
+                "tokens", before, self.tools("sacremoses"), [f"tokens/{name}" for name in self.files()], self.tokenise
+            )
             before = "tokens"
-        self.step("vocabulary", before, self.pick("recipe", "vocab_size"), [self.recipe.model], self.learn)
+        learning = {**self.pick("recipe", "vocab_size"), **self.tools(self.recipe.tool)}
+        self.step("vocabulary", before, learning, [self.recipe.model], self.learn)
         outputs = [f"pieces/{name}" for name in self.files()]
-        self.step("pieces", "vocabulary", self.pick("max_length", "max_ratio"), outputs, self.split)
+        cutting = {**self.pick("max_length", "max_ratio"), "model": sha256(self.out / self.recipe.model)}
+        self.step("pieces", "vocabulary", cutting, outputs, self.split)
         pair = "-".join(self.languages)
         outputs = [f"data-bin/{split}.{pair}.{lang}.{kind}" for split, lang in self.sides() for kind in ("bin", "idx")]
-        self.step("data-bin", "pieces", {}, [*outputs, f"data-bin/dict.{self.args.source}.txt"], self.binarise)
+        self.step(
+            "data-bin",
+            "pieces",
+            self.tools("fairseq"),
+            [*outputs, f"data-bin/dict.{self.args.source}.txt"],
+            self.binarise,
+        )
         if self.manifest.exists():
             self.say(f"{self.out} holds this already")
         else:
@@ -224,6 +242,12 @@ class Corpus:
 
     def pick(self, *names: str) -> dict:
         return {name: self.settings[name] for name in names}
+
+    @staticmethod
+    def tools(*names: str) -> dict:
+        """Versions of what a step is done with: by another the result might be another."""
+        known = all_versions()
+        return {f"version of {name}": known[name] for name in names}
 
     def sides(self) -> List[Tuple[str, str]]:
         return [(split, lang) for split in SPLITS for lang in self.languages]
@@ -368,15 +392,18 @@ class Corpus:
         """Write pieces/, without the training pairs whose lengths are out of bounds."""
         self.say(f"cutting the text into pieces with {self.args.workers} processes")
         texts = self.steps["text"]["result"]["texts"]
-        pieces, lossy, dropped, kept = Counter(), 0, Counter(), Counter()
+        pieces, lossy, dropped, kept, long = Counter(), 0, Counter(), Counter(), {"valid": 0, "test": 0}
         with whole(self.out / "pieces") as folder, bar(sum(texts.values()) // 2, "pair") as shown:
             folder.mkdir()
             for split in SPLITS:
-                bounds = (self.args.max_length, self.args.max_ratio) if split == "train" else None
                 pairs = zip(*(read_lines(self.tokenised / f"{split}.{lang}") for lang in self.languages))
-                results = spread(partial(split_block, bounds), blocks(pairs), self.args.workers, self.recipe)
+                work = partial(split_block, self.args.max_length, self.args.max_ratio, split == "train")
+                results = spread(work, blocks(pairs), self.args.workers, self.recipe)
                 for found in self.written(folder, split, results, shown):
-                    dropped.update(found.dropped)
+                    if split == "train":
+                        dropped.update(found.out_of_bounds)
+                    else:
+                        long[split] += found.out_of_bounds[LONG]
                     lossy += found.lossy
                     for i, lang in enumerate(self.languages):
                         pieces[f"{split}.{lang}"] += found.pieces[i]
@@ -392,6 +419,7 @@ class Corpus:
             "pieces": {name: pieces[name] for name in self.files()},
             "kept": {name: kept[name] for name in self.files()},
             "dropped": dropped,
+            "long": long,
             "lossy": lossy if self.recipe.lossless else None,
         }
 
@@ -410,7 +438,7 @@ class Corpus:
 
             def watch(said: str) -> None:
                 """Take the counts of a file that is done from the log."""
-                counts = re.search(r"pieces/(\S+): (\d+) sents, (\d+) tokens, (\S+)% replaced", said)
+                counts = re.search(r"/pieces/([^/\s]+): (\d+) sents, (\d+) tokens, (\S+)% replaced", said)
                 if counts:
                     number, tokens = int(counts.group(2)), int(counts.group(3))
                     unknown = round(tokens * float(counts.group(4)) / 100)
@@ -445,13 +473,14 @@ class Corpus:
                 "blank lines kept": text["blank lines kept"],
                 "lines that normalising changed": text["lines that normalising changed"],
                 "pieces": pieces["pieces"],
+                "pairs over the length, kept": pieces["long"],
                 **lossy,
                 "vocabulary": len(symbols) + 3 if symbols else data["dictionary"],  # sentencepiece has 3 special ones
                 "learnt from": results["vocabulary"]["learnt from"],
                 "dictionary of fairseq": data["dictionary"],
                 "binarised": data["binarised"],
                 f"sha256 of {self.recipe.model}": sha256(self.out / self.recipe.model),
-                "versions": {**versions(), **{name: version_of(name) for name in ("sacremoses", "subword-nmt")}},
+                "versions": all_versions(),
                 "workers": self.args.workers,
                 "steps": {name: self.steps[name]["figures"] for name in self.order},
             },
@@ -472,8 +501,15 @@ class Corpus:
         rows += [("training pairs kept", table["kept"])]
         blank = self.steps["text"]["result"]["blank lines kept"]
         rows += [(f"blank lines in {name}, kept", number) for name, number in blank.items() if number]
+        long = self.steps["pieces"]["result"]["long"]
+        what = f"with more than {self.args.max_length:,} pieces, kept (the model must take them)"
+        rows += [(f"pairs in {split} {what}", number) for split, number in long.items() if number]
         for what, number in rows:
             self.say(f"{number:>12,}  {what}")
+
+
+def all_versions() -> Dict[str, str]:
+    return {**versions(), **{name: version_of(name) for name in ("sacremoses", "subword-nmt")}}
 
 
 def version_of(distribution: str) -> str:
@@ -521,7 +557,7 @@ class Split(NamedTuple):
     read: int
     kept: int
     pieces: List[int]
-    dropped: Dict[str, int]
+    out_of_bounds: Dict[str, int]
     lossy: int
 
 
@@ -533,6 +569,9 @@ def normalise(line: bytes) -> str:
 def clean_training(max_characters: int, block: List[Tuple[bytes, bytes]]) -> Cleaned:
     kept, dropped, changed = [], Counter(), [0, 0]
     for pair in block:
+        if max(map(len, pair)) > 4 * max_characters + 2:  # in bytes, of which a character has up to four
+            dropped[HUGE] += 1
+            continue
         try:
             texts = normalise(pair[0]), normalise(pair[1])
         except UnicodeDecodeError:
@@ -580,22 +619,23 @@ def count_words(block: List[str]) -> Dict[str, int]:
     return dict(Counter(word for line in block for word in line.split(" ") if word))
 
 
-def split_block(bounds: Optional[Tuple[int, float]], block: List[Tuple[str, str]]) -> Split:
+def split_block(max_length: int, max_ratio: float, training: bool, block: List[Tuple[str, str]]) -> Split:
+    """The pairs of a block in pieces; where it is no training text, those out of bounds are counted but stay."""
     recipe = here["recipe"]
     sides = [list(side) for side in zip(*block)]
     pieces = [recipe.split(side) for side in sides]
     lossy = 0
     if recipe.lossless:
         lossy = sum(a != b for side, cut in zip(sides, pieces) for a, b in zip(side, recipe.decode(cut)))
-    kept, dropped = [], Counter()
+    kept, found = [], Counter()
     for pair in zip(*pieces):
-        rule = bounds and out_of_bounds(*bounds, *map(len, pair))
+        rule = out_of_bounds(max_length, max_ratio, *map(len, pair))
         if rule:
-            dropped[rule] += 1
-        else:
+            found[rule] += 1
+        if not (rule and training):
             kept.append(tuple(map(" ".join, pair)))
     texts = columns(kept)
-    return Split(texts, len(block), len(kept), [count_pieces(text) for text in texts], dropped, lossy)
+    return Split(texts, len(block), len(kept), [count_pieces(text) for text in texts], found, lossy)
 
 
 def out_of_bounds(max_length: int, max_ratio: float, *lengths: int) -> str:
@@ -635,8 +675,17 @@ here: Dict[str, Recipe] = {}  # the recipe that this process works with
 
 
 def blocks(items: Iterable) -> Iterator[list]:
-    iterator = iter(items)
-    yield from iter(lambda: list(islice(iterator, BLOCK)), [])
+    """The lines, or pairs of them, by so many that neither their number nor their length grows large."""
+    block: list = []
+    room = BLOCK_LENGTH
+    for item in items:
+        block.append(item)
+        room -= len(item) if isinstance(item, str) else sum(map(len, item))
+        if len(block) == BLOCK or room < 0:
+            yield block
+            block, room = [], BLOCK_LENGTH
+    if block:
+        yield block
 
 
 def spread(work: Callable, items: Iterable, workers: int, recipe: Optional[Recipe] = None) -> Iterator:
@@ -666,7 +715,12 @@ def processes(workers: int, recipe: Optional[Recipe] = None) -> Iterator[Process
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(os.getpid(), recipe)) as pool:
-            yield pool
+            try:
+                yield pool
+            except BaseException:
+                for process in multiprocessing.active_children():  # else the pool waits for what they are at
+                    process.kill()
+                raise
     except BrokenProcessPool:
         raise Problem(
             "a process at work was killed, probably for want of memory: the same command goes on from there; "

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from corpus import SPLITS, Corpus, Text, add_options, positive, settings_of, stamp, taken  # isort: skip
-from common import Problem, entry, read_json, sha256, write_json
+from common import Problem, entry, go_on_later, read_json, sha256, write_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,12 +25,13 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="joint sentencepiece vocabulary, or merges of moses-bpe (default %(default)s)",
     )
-    add_options(parser, length=1000, ratio=9.0)
+    add_options(parser, max_length=1000, max_ratio=9.0)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    go_on_later()
     if args.source == args.target:
         raise Problem(f"--source and --target are both {args.source}")
     languages = args.source, args.target

@@ -8,14 +8,15 @@ import argparse
 import hashlib
 import http.client
 import os
+import re
 import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, Iterator, NamedTuple, Optional
 
 from corpus import Corpus, Text, add_options, apart, positive, settings_of, stamp, taken  # isort: skip
-from common import Problem, entry, read_json, read_lines, remove, whole, write_json
+from common import Problem, entry, go_on_later, read_json, read_lines, remove, whole, write_json
 from progress import bar
 
 SOURCE, TARGET = "en", "de"
@@ -71,7 +72,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="the first N pairs of each training archive alone, for a trial"
     )
-    add_options(parser, length=250, ratio=1.5)
+    add_options(parser, max_length=250, max_ratio=1.5)
     args = parser.parse_args()
     args.source, args.target = SOURCE, TARGET
     args.vocab_size = args.vocab_size or VOCABULARY[args.recipe]
@@ -80,6 +81,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    go_on_later()
     with taken(args.out, {**settings_of(args), "limit": args.limit}):
         downloads = Downloads(args.out / "downloads", args.mirror)
         tests = datasets()
@@ -132,12 +134,12 @@ class Downloads:
             if known["url"] == url or not self.mirror and archive.sum in known.values():
                 return path
         wanted = self.wanted(archive)
-        sums = self.check(path, wanted) if path.exists() else None
+        sums = self.check(path, wanted, archive.sum) if path.exists() else None
         if not sums:
             part = path.with_name(path.name + ".part")
             say(f"downloading {url}")
             fetch(url, part)
-            sums = self.check(part, wanted)
+            sums = self.check(part, wanted, archive.sum)
             if not sums:
                 raise Problem(
                     f"what {url} gave was removed, for it has the wrong sum: run again to download it anew; "
@@ -161,22 +163,23 @@ class Downloads:
             url = f"{self.mirror}/SHA256SUMS"
             try:
                 with urllib.request.urlopen(url, timeout=60) as response:
-                    lines = response.read().decode("utf-8").splitlines()
+                    text = response.read().decode("utf-8", "replace")
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise unreachable(url, error) from None
-            self.sums = {
-                name.lstrip("*"): value for value, name in (line.split(None, 1) for line in lines if line.strip())
-            }
+            lines = re.findall(r"(?m)^([0-9a-fA-F]{64}) [ *](?:\./)?(\S+)\s*$", text)
+            self.sums = {name: value.lower() for value, name in lines}
         if archive.name not in self.sums:
             raise Problem(f"{self.mirror}/SHA256SUMS has no line for {archive.name}")
         return self.sums[archive.name]
 
     @staticmethod
-    def check(path: Path, wanted: str) -> Optional[Dict[str, str]]:
+    def check(path: Path, wanted: str, official: str) -> Optional[Dict[str, str]]:
         """The sums of the file if the wanted one is among them; else it is removed, and named."""
         sums = digests(path)
         if wanted in sums.values():
             return sums
+        if official in sums.values():
+            raise Problem(f"{path} is the official archive, and the mirror has another: choose another --out for that")
         kind = "md5" if len(wanted) == 32 else "sha256"
         say(f"{path} is removed and not used: its {kind} is {sums[kind]}, but should be {wanted}")
         remove(path)
@@ -198,13 +201,13 @@ def fetch(url: str, part: Path) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
-            if response.status != 206:
+            if response.getcode() != 206:
                 have = 0  # the server sends the whole of it
             rest = response.headers["Content-Length"]
             total = have + int(rest) if rest else None
             with open(part, "ab" if have else "wb") as file, bar(total, "B", initial=have) as line:  # type: ignore
                 line.unit_scale = True
-                for block in iter(lambda: response.read(1 << 18), b""):
+                for block in received(response, url):
                     file.write(block)
                     line.update(len(block))
     except urllib.error.HTTPError as error:
@@ -218,6 +221,14 @@ def fetch(url: str, part: Path) -> None:
             f"the connection ended at {part.stat().st_size:,} of {total:,} bytes of {url}: "
             "the same command goes on from there"
         )
+
+
+def received(response, url: str) -> Iterator[bytes]:
+    """What comes; an error of the network is told from one of the disk."""
+    try:
+        yield from iter(lambda: response.read(1 << 18), b"")
+    except (OSError, http.client.HTTPException) as error:
+        raise unreachable(url, error) from None
 
 
 def unreachable(url: str, error: Exception) -> Problem:

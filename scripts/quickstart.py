@@ -321,7 +321,7 @@ class Quickstart:
             "  \n".join(f"{name}: {column[i]}" for name, column in zip(names, lines)) for i in chosen
         )
         write_text(self.out / "examples.md", f"# Ten sentences of the test set\n\n{examples}\n")
-        self.draw_curve()
+        draw(TrainingLog.read(self.out / "train.log"), self.out / "learning-curve.png", self.args.arch)
 
         data, training = read_json(self.data / "manifest.json"), read_json(self.trained)
         seconds = read_json(self.out / "seconds.json")
@@ -340,15 +340,6 @@ class Quickstart:
                 "commands": read_json(self.out / "commands.json"),
             },
         )
-
-    def draw_curve(self) -> None:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            say("matplotlib is not installed: no learning-curve.png")
-            return
-        with whole(self.out / "learning-curve.png") as path:
-            draw(TrainingLog.read(self.out / "train.log"), path, self.args.arch)
 
     def summary(self) -> None:
         report = read_json(self.report)

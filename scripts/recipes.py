@@ -11,6 +11,7 @@ class Recipe:
 
     name = ""
     model = ""  # the file, in the folder of the data, of what is learnt from the training text
+    tool = ""  # by which that is learnt
     kind = ""  # what the size of the vocabulary counts
     lossless = False  # whether decoding what was encoded gives the same line back
 
@@ -44,7 +45,7 @@ class Recipe:
 class SentencePiece(Recipe):
     """A joint unigram model that loses nothing: the text as it is, bytes for characters it has not seen."""
 
-    name, model, kind, lossless = "sentencepiece", "spm.model", "pieces", True
+    name, model, tool, kind, lossless = "sentencepiece", "spm.model", "sentencepiece", "pieces", True
     _processor = None
 
     @property
@@ -95,7 +96,7 @@ class SentencePiece(Recipe):
 class MosesBPE(Recipe):
     """The Moses tokenizer, as fairseq's prepare-wmt14en2de.sh calls it, and a joint byte pair encoding."""
 
-    name, model, kind = "moses-bpe", "bpe.codes", "merges"
+    name, model, tool, kind = "moses-bpe", "bpe.codes", "subword-nmt", "merges"
     CONTINUED = "@@"
     REMEMBERED = 200_000  # words whose pieces are kept at hand; subword-nmt itself would keep all
     _bpe = None

@@ -1,6 +1,7 @@
 """WMT14 English-German from the archives to the table: data, training, averaging, beam search, scores.
 
-Interrupted, the same command goes on where it was. Several trainings may share one DIR: each is in DIR/NAME."""
+Interrupted, the same command goes on where it was. Several trainings may share one DIR, and its data: each is
+in DIR/NAME."""
 
 import argparse
 import subprocess
@@ -8,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import List
 
-from common import REPO, Problem, die_with_parent, entry, go_on_later, quote
+from common import REPO, Problem, claim, die_with_parent, differences, entry, go_on_later, quote, read_json
 
 # What --smoke makes of it: all steps at a size for a CPU, with figures that mean nothing.
 SMOKE = {
-    "data": ["--vocab-size", "1000", "--limit", "2000"],
+    "data": ["--vocab-size", "1000", "--limit", "2000", "--max-ratio", "3"],
     "training": ["layout=smoke"],
     "evaluation": ["--last", "3", "--beam", "2", "--lenpens", "0.6", "1.0", "--cpu"],
 }
@@ -21,13 +22,16 @@ SMOKE = {
 def main() -> None:
     args = parse_args()
     go_on_later()
-    run = args.out / (args.name or args.config)
+    run = args.out / (args.name or Path(args.config).stem)
+    if run.name == "data":
+        raise Problem("--name data is the name of the folder of the data: choose another")
 
+    given = {name: getattr(args, name) for name in ("recipe", "vocab_size", "limit")}
+    keep_data_settings(args.out, {"smoke": args.smoke, **given})
     data = ["--out", args.out / "data", *(SMOKE["data"] if args.smoke else [])]
-    for flag in "recipe", "vocab_size", "limit", "mirror", "workers":
-        value = getattr(args, flag)
+    for name, value in {**given, "mirror": args.mirror, "workers": args.workers}.items():
         if value is not None:
-            data += [f"--{flag.replace('_', '-')}", value]
+            data += [f"--{name.replace('_', '-')}", value]
     step("[1/3] data", "data-prep/prepare_wmt14.py", data)
 
     training = [args.config, "--data", args.out / "data", "--out", run, *(SMOKE["training"] if args.smoke else [])]
@@ -60,6 +64,18 @@ def parse_args() -> argparse.Namespace:
         if "=" not in word:
             parser.error(f"{word} is no KEY=VALUE")
     return args
+
+
+def keep_data_settings(folder: Path, settings: dict) -> None:
+    """Trainings that share a folder share its data: others would take the place of what the first was trained on."""
+    begun = read_json(folder / "settings.json")
+    if begun is None:
+        claim(folder, settings)
+    elif begun != settings:
+        raise Problem(
+            f"{folder} was begun with other data: {'; '.join(differences(begun, settings))}. "
+            "Say the same again, or choose another --out"
+        )
 
 
 def step(name: str, script: str, options: List) -> None:

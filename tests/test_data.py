@@ -1,6 +1,7 @@
 """The preparation of data through its real commands: text of one's own, and WMT14 from a mirror on the loopback."""
 
 import fcntl
+import hashlib
 import json
 import os
 import resource
@@ -234,6 +235,52 @@ def test_text_that_cannot_be_used(corpus):
     assert "--source and --target are both de" in prepare(corpus, "--source", "de", code=1)
 
 
+def test_long_lines_of_a_test_set_are_kept_and_told(corpus):
+    with open(corpus / "valid.en", "a") as source, open(corpus / "valid.de", "a") as target:
+        source.write("cat " * 600 + "\n")
+        target.write("Katze " * 20 + "\n")
+    said = prepare(corpus, "--max-length", "500")
+    assert "1  pairs in valid with more than 500 pieces, kept" in said
+    assert manifest_of(corpus / "out")["pairs over the length, kept"] == {"valid": 1, "test": 0}
+    assert len(read(corpus / "out" / "pieces" / "valid.en")) == 6
+    for value in "nan", "0.5":
+        assert f"must be at least 1, but is {value}" in prepare(corpus, "--max-ratio", value, code=2)
+
+
+def test_interrupted_at_once_while_learning(corpus):
+    """Not when the learning is done, which takes hours on a large text."""
+    for lang in "en", "de":
+        lines = (f"{number:x}{number * 7919:x} {number * 104729:x}" for number in range(20_000))
+        (corpus / f"train.{lang}").write_text("".join(f"{line}\n" for line in lines) * 2)
+    splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", corpus / split)]
+    options = ["--recipe", "moses-bpe", "--vocab-size", "30000", "--source", "en", "--target", "de", "--workers", "1"]
+    process = start("prepare_corpus.py", *splits, *options, "--out", corpus / "out")
+    beside = corpus / "out" / "bpe.codes.part"
+    deadline = time.time() + 100
+    while not beside.exists():
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == 130 and "the same command goes on from here" in said and "Traceback" not in said
+    assert not (corpus / "out" / "bpe.codes").exists()
+
+
+def test_another_model_cuts_the_text_anew(corpus):
+    """Nothing is taken for made by a model or a version that it was not made by."""
+    prepare(corpus)
+    steps = corpus / "out" / "steps.json"
+    noted = steps.read_text()
+    version = manifest_of(corpus / "out")["versions"]["sentencepiece"]
+    assert f'"version of sentencepiece": "{version}"' in noted
+    notes = json.loads(noted)
+    notes["vocabulary"]["origin"] = "as by another version"
+    steps.write_text(json.dumps(notes))
+    (corpus / "out" / "pieces" / "train.en").write_text("stale\n")
+    assert "learning a joint vocabulary" in prepare(corpus)
+    assert "stale" not in read(corpus / "out" / "pieces" / "train.en")
+
+
 def test_folder_of_others_or_in_use(corpus):
     (corpus / "out").mkdir()
     (corpus / "out" / "mine").touch()
@@ -271,8 +318,9 @@ def finished(server, tmp_path_factory) -> Callable[[str], Path]:
 
     def finish(recipe: str) -> Path:
         if recipe not in made:
-            made[recipe] = tmp_path_factory.mktemp("a folder with spaces") / recipe
-            call(*wmt14(server, made[recipe], "--recipe", recipe, "--workers", "1"))
+            folder = tmp_path_factory.mktemp("a folder with spaces")
+            made[recipe] = folder / "pieces" / recipe
+            call(*wmt14(server, Path("pieces") / recipe, "--recipe", recipe, "--workers", "1"), cwd=folder)
         return made[recipe]
 
     return finish
@@ -442,7 +490,7 @@ def test_archives_that_cannot_be_used(own_server, tmp_path):
     mirror.sign(own_server.folder)
     (tmp_path / "out" / "downloads" / name).unlink()
     assert f"holds no {prefix}.de" in call(*wmt14(own_server, tmp_path / "out"), code=1)
-    (own_server.folder / "SHA256SUMS").write_text("")
+    (own_server.folder / "SHA256SUMS").write_text("<html>\nsign in first\n")
     shutil.rmtree(tmp_path / "out" / "downloads")
     assert "SHA256SUMS has no line for training-parallel-europarl-v7.tgz" in call(
         *wmt14(own_server, tmp_path / "out"), code=1
@@ -455,6 +503,35 @@ def test_limit_takes_the_first_pairs_of_each_archive(own_server, tmp_path):
     expected = [line for i in (0, 3, 6) for line in mirror.lines("train.de", 9)[i : i + 2]]
     assert read(tmp_path / "out" / "raw" / "train.de") == expected
     assert len(read(tmp_path / "out" / "raw" / "test.de")) == 5
+
+
+def test_official_archives_are_told_from_others(own_server, tmp_path):
+    """By the sums that the product holds; here those of a mirror's files stand for them."""
+    sys.path.insert(0, str(REPO / "data-prep"))
+    from corpus import Text
+    from prepare_wmt14 import Archive, Downloads, check_lines
+
+    path = own_server.folder / "test.tgz"
+    sum_of = hashlib.md5(path.read_bytes()).hexdigest()
+    theirs = Archive(f"{own_server.url}/./test.tgz", sum_of)
+    (tmp_path / "downloads").mkdir()
+    downloads = Downloads(tmp_path / "downloads", None)
+    assert downloads.get(theirs).read_bytes() == path.read_bytes()
+    assert downloads.source(theirs)["official"] is True
+    assert downloads.source(Archive(theirs.url, "0" * 32))["official"] is False
+
+    # a mirror that has another leaves it alone
+    path.write_bytes(b"something else")
+    mirror.sign(own_server.folder)
+    with pytest.raises(Exception, match="is the official archive, and the mirror has another"):
+        Downloads(tmp_path / "downloads", own_server.url).get(theirs)
+    assert hashlib.md5((tmp_path / "downloads" / "test.tgz").read_bytes()).hexdigest() == sum_of
+
+    (tmp_path / "text").write_text("one\ntwo\n")
+    text = Text(tmp_path / "text")
+    check_lines((text, text), 2)
+    with pytest.raises(Exception, match="has 2 lines, but the official set has 3,000"):
+        check_lines((text, text), 3000)
 
 
 def test_no_network(tmp_path):
