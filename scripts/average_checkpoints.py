@@ -86,7 +86,7 @@ def load(path: Path) -> dict:
         return torch.load(str(path), map_location="cpu")
     except Exception as error:
         raise Problem(
-            f"{path} cannot be loaded: {error}. Where it was cut short, remove it, and the others will do"
+            f"{path} cannot be loaded: {error}. Where it was cut short, remove it: the newest other is then taken"
         ) from None
 
 

@@ -132,7 +132,8 @@ class Evaluation:
             "sha256 of those of --against": self.other and self.other["settings"]["sha256 of the hypotheses"],
         }
         before = read_json(self.report, {})
-        if before.get("settings") == settings and before["decoding"]["sweep"] == sweep:
+        there = all((self.out / name).exists() for name in ("table.md", "bleu-by-length.png"))
+        if there and before.get("settings") == settings and before["decoding"]["sweep"] == sweep:
             say(f"{self.report} holds the scores already")
             return
 

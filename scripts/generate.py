@@ -32,6 +32,13 @@ from progress import bar
 LENGTHS = ["--max-len-a", "1.5", "--max-len-b", "10"]  # of a hypothesis at most, in pieces: 1.5 n + 10
 
 
+SET_HERE = {
+    *("--beam", "--lenpen", "--length-penalty", "--path", "--gen-subset", "--task", "--results-path", "--post-process"),
+    *("--remove-bpe", "--user-dir", "--source-lang", "--target-lang", "-s", "-t", "--fp16", "--cpu", "--max-tokens"),
+    *("--quiet", "--nbest", "--num-shards", "--shard-id"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="generate.sh",
@@ -77,6 +84,9 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         own, extra = own[:cut], own[cut + 1 :]
     args = parser.parse_args(own)
     args.extra, args.data = extra, args.data or args.run / "data"
+    for word in extra:
+        if word.partition("=")[0] in SET_HERE:
+            raise Problem(f"{word} cannot be given after --: it is set here; see --help")
     if not args.run.is_dir():
         raise Problem(f"there is no folder {args.run}: give that of a run of train.sh or quickstart.sh")
     if args.fp16:

@@ -43,6 +43,7 @@ class TrainingLog:
         prefix, losses = ("valid_", self.valid) if record.group(1) == "valid" else ("", self.train)
         self.updates = int(figures[prefix + "num_updates"])
         bits = float(figures.get(prefix + "nll_loss", figures[prefix + "loss"]))  # criteria without smoothing have one
+        losses.pop(self.updates, None)  # of a run that was killed: the latest is to stand last
         losses[self.updates] = bits * math.log(2)
         if "ups" in figures:
             self.updates_per_second, self.words_per_second = float(figures["ups"]), float(figures["wps"])

@@ -170,7 +170,10 @@ def load(folder: Path) -> Recipe:
     """The recipe of a folder of prepared data."""
     manifest = read_json(folder / "manifest.json")
     if not manifest:
-        raise Problem(f"{folder} holds no prepared data: there is no {folder / 'manifest.json'}")
+        raise Problem(
+            f"{folder} holds no prepared data: there is no {folder / 'manifest.json'}. Where the data have moved, say "
+            "where to by --data, or let the link `data` of the run point there"
+        )
     settings = manifest["settings"]
     recipe = RECIPES[settings.get("recipe", SentencePiece.name)]
     if not (folder / recipe.model).exists():

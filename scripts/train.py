@@ -1,20 +1,20 @@
 """Train by a YAML of configs/: one process per GPU, a bar, tensorboard, and on from the last checkpoint.
 
-CONFIG is the name of a file in configs/, or the path of one of your own. KEY=VALUE overrides any key of it. On several
+CONFIG is the name of a file in configs/, or the path of one of your own, with the folders that it takes from (model/,
+layout/ and so on) beside it. KEY=VALUE overrides any key of it. On several
 machines give the same command on each, with torchrun's options for meeting (--nnodes and either --node-rank,
 --master-addr, --master-port or --rdzv-backend, --rdzv-endpoint, --rdzv-id), and a folder --out that all of them see."""
 
 import argparse
 import math
+import os
 import re
-import socket
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from average_checkpoints import count_updates, load
+from average_checkpoints import count_updates, load, saved
 from common import REPO, USER_DIR, Problem, alone, claim, differences, entry, go_on_later, quote, read_json, run, sha256
 from progress import TrainingLog, bar, draw
 
@@ -64,10 +64,10 @@ class Training:
         self.given = dict(word.split("=", 1) for word in args.overrides)
         self.data = self.find_data(args.data)
         self.out = (args.out or Path("runs") / self.config.stem).absolute()
-        self.updates = self.begun_by = 0  # of the last checkpoint: updates, and processes it was made by
-        last_checkpoint = self.out / "checkpoints" / "checkpoint_last.pt"
-        if last_checkpoint.exists():
-            state = load(last_checkpoint)
+        self.checkpoint = self.newest_checkpoint()
+        self.updates = self.begun_by = 0  # of that: updates, and processes it was made by
+        if self.checkpoint:
+            state = load(self.checkpoint)
             self.updates = count_updates(state)
             self.begun_by = state["cfg"]["distributed_training"]["distributed_world_size"]
         self.cpu = args.cpu or not torch.cuda.is_available() or self.given.get("layout") == "smoke"
@@ -95,27 +95,32 @@ class Training:
             "or data-prep/prepare-wmt14-en-de.sh made, and let that finish first"
         )
 
+    def newest_checkpoint(self) -> Optional[Path]:
+        """checkpoint_last.pt, or where that was removed the newest other, which fairseq itself would write over."""
+        last = self.out / "checkpoints" / "checkpoint_last.pt"
+        found = [last] if last.exists() else saved(last.parent)
+        return found[0] if found else None
+
     def count_nodes(self) -> int:
+        if self.meeting and "--nnodes" not in self.meeting:
+            raise Problem(f"{', '.join(self.meeting)} are for several machines: give --nnodes too")
         asked = self.meeting.get("--nnodes", "1")
         if not asked.isdigit() or int(asked) < 1:
             raise Problem(f"--nnodes must be a number of machines, but is {asked}: fairseq cannot change it on the way")
-        if int(asked) == 1 and self.meeting:
-            raise Problem(f"{', '.join(self.meeting)} are for several machines: give --nnodes too")
         return int(asked)
 
     def run(self) -> None:
-        # the other machines of the same training share the folder
-        with alone(self.out) if self.nodes == 1 else nullcontext():
-            self.check_settings()
-            process = self.process()
-            if self.updates and self.updates >= last_update(process):
-                say(f"{self.out} has done all of its {self.updates:,} updates")
-            else:
+        process = self.process()
+        several = self.nodes > 1  # machines, which share the folder and come one after the other at first
+        with alone(self.out, wait=several):
+            goes_on = self.check_settings(compose(process))
+            if goes_on and not several:
                 self.train(process)
+        if goes_on and several:
+            self.train(process)
 
     def train(self, process: List[str]) -> None:
-        name = "train" if self.nodes == 1 or self.args.node_rank == "0" else f"train.{socket.gethostname()}"
-        log_path = self.out / f"{name}.log"
+        log_path = self.out / "train.log"
         log = TrainingLog.read(log_path)
         where = "the CPU" if self.cpu else "GPUs"
         say(f"{self.config.stem} with {self.processes} process(es) on {where}, into {self.out}")
@@ -138,32 +143,40 @@ class Training:
             # torchrun ends the log by a page of its own
             raise Problem(f"{errors[0]}\n\n{problem}" if errors else str(problem)) from None
         finally:
+            log = TrainingLog.read(log_path)  # of several machines one alone has seen the figures
             draw(log, self.out / "learning-curve.png", f"{self.out.name} ({self.config.stem})")
         figures = ", ".join(f"{key} {value}" for key, value in log.figures().items())
         say(f"{log.updates:,} updates done: {figures}")
         say(f"now: {quote(['bash', 'scripts/evaluate.sh', str(self.args.out or self.out)])}")
 
-    def check_settings(self) -> None:
-        """Refuse to go on with another model or other data; say what else has changed."""
-        settings = {"config": self.config.stem, "processes": self.processes * self.nodes}
-        settings.update((f"data: {path.name}", sha256(path)) for path in (self.data / "data-bin").glob("dict.*.txt"))
-        settings.update(self.given)
+    def check_settings(self, composed: Dict[str, Any]) -> bool:
+        """Whether there is more to train; refuses to go on as another experiment, and says what else has changed."""
+        dictionaries = sorted((self.data / "data-bin").glob("dict.*.txt"))
+        settings = {**composed, **{f"data: {path.name}": sha256(path) for path in dictionaries}}
         begun = read_json(self.out / "settings.json")
-        if begun and begun != settings and self.updates:
+        if self.checkpoint and begun and begun != settings:
             changed = differences(begun, settings)
-            fixed = [phrase for phrase in changed if re.match(r"(config|data: \S+|model\S*) was ", phrase)]
+            fixed = [phrase for phrase in changed if EXPERIMENT.match(phrase)]
             if fixed:
                 raise Problem(
                     f"{self.out} was begun with other settings: {'; '.join(fixed)}. "
-                    f"Go on with the same ones, or begin anew with another --out"
+                    "Go on with the same ones, or begin anew with another --out"
                 )
             say("going on with other settings: " + "; ".join(changed))
-        claim(self.out, settings)
+        # fairseq, resumed where it was done, would make one update more
+        done = self.updates and self.updates >= (composed.get("optimization.max_update") or math.inf)
+        if not done and begun != settings:
+            claim(self.out, settings)
         link = self.out / "data"
-        if link.is_symlink():
+        if link.is_symlink() and not (link.exists() and link.samefile(self.data)):
             link.unlink()
         if not link.exists():
-            link.symlink_to(self.data, target_is_directory=True)
+            link.symlink_to(os.path.relpath(str(self.data), str(self.out)), target_is_directory=True)
+        if done:
+            say(f"{self.out} has done all of its {self.updates:,} updates")
+        elif self.begun_by not in (0, self.processes * self.nodes):
+            say(f"the checkpoint is of {self.begun_by} process(es): the order of the data begins anew")
+        return not done
 
     def process(self) -> List[str]:
         """The words that make one process of the training."""
@@ -175,7 +188,8 @@ class Training:
         if self.processes * self.nodes == 1:
             return [sys.executable, *process]
         # without options for meeting, torchrun finds a free port by itself
-        meeting = [f"{flag}={value}" for flag, value in self.meeting.items()] or ["--standalone"]
+        several = [f"{flag}={value}" for flag, value in self.meeting.items()]
+        meeting = several if self.nodes > 1 else ["--standalone"]
         return [
             *(sys.executable, "-m", "torch.distributed.run", *meeting),
             *(f"--nproc_per_node={self.processes}", *process),
@@ -204,8 +218,9 @@ class Training:
             )
         if self.begun_by not in (0, self.processes * self.nodes):
             # fairseq notes its place in an epoch by the batches of one process
-            say(f"the checkpoint is of {self.begun_by} process(es): the order of the data begins anew")
             values["checkpoint.reset_dataloader"] = "true"
+        if self.checkpoint and self.checkpoint.name != "checkpoint_last.pt":
+            values["checkpoint.restore_file"] = text(self.checkpoint)
         return {**values, **self.layout()}
 
     def layout(self) -> Dict[str, str]:
@@ -222,8 +237,8 @@ class Training:
         if not path.exists():
             known = ", ".join(sorted(layout.stem for layout in folder.glob("*.yaml")))
             raise Problem(
-                f"there is no layout for {total} processes: of those in {folder} ({known}) choose by layout=NAME, and "
-                "say by optimization.update_freq=[N] how many batches each process takes for an update"
+                f"there is no {path} for {total} process(es): of those there ({known}) choose by layout=NAME, and say "
+                "by optimization.update_freq=[N] how many batches each process takes for an update"
             )
         meant = OmegaConf.load(str(path)).distributed_training.distributed_world_size
         if meant != total and "optimization.update_freq" not in self.given:
@@ -234,17 +249,32 @@ class Training:
         return {"layout": asked}
 
 
-def last_update(process: List[str]) -> float:
-    """max_update as composed; fairseq, resumed behind it, would make one update more."""
+# what makes it another experiment, of all that may change when a training goes on
+EXPERIMENT = re.compile(
+    r"(data: |(model|task|criterion|optimizer|lr_scheduler)\.|optimization\.(lr|clip_norm|sentence_avg) |common\.seed )"
+)
+PLACES = "common.user_dir", "common.tensorboard_logdir", "task.data", "checkpoint.save_dir", "checkpoint.restore_file"
+
+
+def compose(process: List[str]) -> Dict[str, Any]:
+    """The configuration that hydra makes of all, by dotted keys, without the places of this machine."""
     from omegaconf import OmegaConf
 
     script, *words = process
     composing = [sys.executable, script, "--cfg", "job", *words]
-    composed = subprocess.run(composing, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8")
-    if composed.returncode:
-        return math.inf  # the training itself then tells what is wrong
-    optimization = OmegaConf.create(composed.stdout).get("optimization") or {}
-    return optimization.get("max_update") or math.inf
+    done = subprocess.run(composing, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        raise Problem(f"hydra cannot compose the configuration:\n\n{done.stderr.strip()}")
+
+    def flat(values: dict, prefix: str = "") -> Iterator[Tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    found = dict(flat(OmegaConf.to_container(OmegaConf.create(done.stdout))))  # type: ignore[arg-type]
+    return {key: value for key, value in found.items() if key not in (*PLACES, "checkpoint.reset_dataloader")}
 
 
 def text(path: Path) -> str:

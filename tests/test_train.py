@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -91,7 +92,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(data, one_process
     shutil.copytree(two_processes, tmp_path / "now one", symlinks=True)
     words = *NO_DROPOUT, "optimization.max_update=16"
     said = run(train(data, tmp_path / "now two", "--processes", 2, "optimization.update_freq=[1]", *words)).stdout
-    assert "processes was 1, now 2" in said
+    assert "distributed_world_size was 1, now 2" in said
     run(train(data, tmp_path / "now one", "optimization.update_freq=[2]", *words))
     before = float(figures(one_process)[-1][2])
     for name in "now two", "now one":
@@ -280,11 +281,14 @@ def test_transformer_yaml_has_the_settings_of_luna():
 REFUSED = {
     "config": (["no_such_config"], "there is no configuration no_such_config"),
     "layout": (["wmt14_paper", "layout=4gpu"], "layout=4gpu is for 4 process(es), but this training has 1"),
-    "processes": (["wmt14_paper", "--processes", "3"], "no layout for 3 processes"),
+    "processes": (["wmt14_paper", "--processes", "3"], "for 3 process(es)"),
     "word": (["wmt14_paper", "model.dropout"], "model.dropout is no KEY=VALUE"),
     "rendezvous": (["wmt14_paper", "--master-addr", "h"], "give --nnodes too"),
     "nodes": (["wmt14_paper", "--nnodes", "1:4"], "--nnodes must be a number of machines, but is 1:4"),
-    "key": (["wmt14_paper", "layout=smoke", "model.projection_lenght=16"], "model.projection_lenght"),
+    "key": (
+        ["wmt14_paper", "layout=smoke", "model.projection_lenght=16"],
+        "Could not override 'model.projection_lenght'",
+    ),
     "model": (["wmt14_paper", "layout=smoke", "model=luna"], "luna_transformer_wmt_en_de"),
 }
 
@@ -306,7 +310,7 @@ def test_going_on_with_another_model_is_refused(data, one_process):
     done = run(
         train(data, one_process, "optimization.update_freq=[2]", *NO_DROPOUT, "model.encoder_layers=1"), fails=True
     )
-    assert "model.encoder_layers was None, now '1'" in done.stderr and "another --out" in done.stderr
+    assert "model.encoder_layers was 2, now 1" in done.stderr and "another --out" in done.stderr
 
 
 def test_a_training_that_is_done_is_left_alone(data, one_process, tmp_path):
@@ -317,6 +321,57 @@ def test_a_training_that_is_done_is_left_alone(data, one_process, tmp_path):
     assert "has done all of its 12 updates" in said
     assert checkpoint(tmp_path / "done")["optimizer_history"][-1]["num_updates"] == 12
     assert (tmp_path / "done" / "data").samefile(tmp_path / "moved")
+    (tmp_path / "both").mkdir()
+    for name in "done", "moved":
+        (tmp_path / name).rename(tmp_path / "both" / name)
+    assert (tmp_path / "both" / "done" / "data" / "manifest.json").exists()
+
+
+def test_another_experiment_does_not_go_on_in_a_folder(data, one_process, tmp_path):
+    """Whether it is done or not, and also where a YAML has changed; the record stays as it was."""
+    before = (one_process / "settings.json").read_bytes()
+    words = "optimization.update_freq=[2]", *NO_DROPOUT
+    done = run(train(data, one_process, *words, "schedule=linear", "common.seed=2"), fails=True)
+    assert "lr_scheduler._name was 'inverse_sqrt', now 'polynomial_decay'" in done.stderr
+    assert "common.seed was 1, now 2" in done.stderr
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    own = tmp_path / "configs" / "wmt14_adam.yaml"
+    own.write_text(own.read_text().replace("label_smoothing: 0.1", "label_smoothing: 0.2"))
+    command = train(data, one_process, *words)
+    command[command.index("wmt14_adam")] = str(own)
+    assert "criterion.label_smoothing was 0.1, now 0.2" in run(command, fails=True).stderr
+    assert (one_process / "settings.json").read_bytes() == before
+
+
+def test_without_its_last_checkpoint_it_goes_on_from_the_newest(data, tmp_path):
+    out = tmp_path / "run"
+    words = "optimization.update_freq=[2]", *NO_DROPOUT, "checkpoint.save_interval_updates=4"
+    run(train(data, out, *words))
+    last = out / "checkpoints" / "checkpoint_last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    assert "checkpoint_last.pt cannot be loaded" in run(train(data, out, *words), fails=True).stderr
+    last.unlink()
+    (newest,) = (out / "checkpoints").glob("checkpoint_*_12.pt")
+    newest.unlink()
+    run(train(data, out, *words))
+    assert re.search(r"Loaded checkpoint .*_8.pt .* @ 8 updates", (out / "train.log").read_text(encoding="utf-8"))
+    assert checkpoint(out)["optimizer_history"][-1]["num_updates"] == 12
+
+
+def test_two_machines_meet(data, two_processes, tmp_path):
+    """Two of torchrun's nodes on this one, in a folder that they share; one process each."""
+    out = tmp_path / "run"
+    words = train(data, out, "optimization.update_freq=[1]", *NO_DROPOUT, "--nnodes", 2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words += ["--master-addr", "127.0.0.1", "--master-port", port]
+    nodes = [subprocess.Popen([*words, "--node-rank", rank], env=ENV, stderr=subprocess.PIPE) for rank in "01"]
+    for node in nodes:
+        err = node.communicate(timeout=200)[1]
+        assert node.returncode == 0, err.decode()
+    assert figures(out) == figures(two_processes)
+    assert sorted(path.name for path in out.glob("*.log")) == ["train.log"]
 
 
 def test_other_data_are_refused(data, one_process, tmp_path):
