@@ -69,10 +69,11 @@ def average_last(run: Path, last: Optional[int] = None, output: Optional[Path] =
 
 def saved(folder: Path) -> List[Path]:
     """The checkpoints of a folder that were saved by updates, or else by epochs, newest first."""
-    from fairseq.checkpoint_utils import checkpoint_paths
-
     if not folder.is_dir():
         return []
+    import_plugin()  # first, as importing fairseq alone has every library log its debug messages
+    from fairseq.checkpoint_utils import checkpoint_paths
+
     kinds = ([Path(path) for path in checkpoint_paths(str(folder), pattern)] for pattern in NAMES)
     return next(filter(None, kinds), [])
 

@@ -193,9 +193,9 @@ class Evaluation:
 
     def describe(self) -> dict:
         """What the model is and what it was made of."""
+        import_plugin()
         from fairseq.checkpoint_utils import load_checkpoint_to_cpu, load_model_ensemble_and_task
 
-        import_plugin()
         overrides = {"data": str(self.args.data / "data-bin")}
         state = load_checkpoint_to_cpu(str(self.model), overrides)
         models, cfg, _ = load_model_ensemble_and_task([str(self.model)], overrides, state=state)

@@ -39,7 +39,10 @@ def replicated(mirror, tmp_path_factory):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and b"the same command goes on" in said and b"Traceback" not in said
-    return out, run(replicate(out, mirror)).stdout
+    assert b"DEBUG" not in said and b"Warning" not in said
+    done = run(replicate(out, mirror))
+    assert "DEBUG" not in done.stderr and "Warning" not in done.stderr
+    return out, done.stdout
 
 
 def test_from_the_archives_to_the_table(replicated):
