@@ -147,8 +147,12 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     Raises:
         ValueError: if settings contradict each other or make no model.
     """
-    names = LunaTransformerConfig.__dataclass_fields__
-    values = {name: getattr(cfg, name) for name in names if not name.startswith("_")}
+    values: Dict[str, Any] = {}
+    for name, setting in LunaTransformerConfig.__dataclass_fields__.items():
+        if not name.startswith("_"):
+            # a checkpoint of an earlier version lacks what has come since
+            value = getattr(cfg, name, None)
+            values[name] = setting.default if value is None else value
     for name, leader in FOLLOWS.items():
         if values[name] is None:
             values[name] = values[leader]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fairseq.modules import FairseqDropout
+from omegaconf import OmegaConf
 from tiny import DIMS, EOS, PAD, VARIANTS, build, dictionary, sentences, sharpen, targets, task
 
 from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig, checked
@@ -233,3 +234,18 @@ def test_a_state_of_other_settings_is_refused():
         build().load_state_dict(build(untie_luna_kv=True).state_dict())
     with pytest.raises(RuntimeError, match="size mismatch for encoder.packed_embedding"):
         build().load_state_dict(build(projection_length=7).state_dict())
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("struct", (True, False), ids=("struct", "open"))
+def test_settings_of_an_earlier_version_lack_later_ones(struct):
+    """As a checkpoint holds them; what is missing is as it was before there was a setting for it."""
+    settings = {**DIMS, "dropout": 0.0}
+    cfg = OmegaConf.create(settings)
+    OmegaConf.set_struct(cfg, struct)
+    words = dictionary()
+    torch.manual_seed(1)
+    earlier = LunaTransformerModel.build_model(cfg, task(words, words))
+    now = build(double=False)
+    assert all(torch.equal(p, q) for p, q in zip(earlier.parameters(), now.parameters()))
+    assert earlier.encoder.word_dropout.p == 0
