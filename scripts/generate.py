@@ -47,7 +47,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
-    parser.add_argument("--subset", choices=("test", "valid", "train"), default="test", help="default %(default)s")
+    parser.add_argument("--subset", choices=("test", "valid"), default="test", help="default %(default)s")
     parser.add_argument("--lenpen", type=float, default=0.6, metavar="X", help="length penalty (default %(default)s)")
     parser.add_argument(
         "--out",
@@ -151,9 +151,8 @@ def search(data: Path, model: Path, subset: str, options: List[str], runner: Cal
         def collect(text: str) -> None:
             if text.startswith("H-"):
                 number, _, pieces = text[2:].rstrip("\n").split("\t")
-                if int(number) not in found:  # the best of --nbest comes first
-                    found[int(number)] = pieces.split(" ") if pieces else []
-                    line.update()
+                found[int(number)] = pieces.split(" ") if pieces else []
+                line.update()
             elif "max_positions=" in text and "invalid" in text:
                 too_long.append(text.strip())
 
