@@ -185,24 +185,27 @@ class LunaCausalAttention(nn.Module):
         """Attends to the positions up to each one's own.
 
         Args:
-            x: X, (B, n, D); with an incremental state the one new position, (B, 1, D).
+            x: X, (B, n, D); with an incremental state the one new position of every beam,
+                (B, beams, D).
             pack_query: projected and scaled P, (B, H, l, d).
             hidden_slots: (B, l), True where a slot is not used.
             incremental_state: fairseq's; holds this module's `CausalState`, under the module.
 
         Returns:
-            (B, n, D).
+            As x.
         """
         query, (key, value) = self.query(x), self.key_value(x)
         pack = self.dropout(self.activation(self.pack_key(x) @ pack_query.transpose(-1, -2)))
         if incremental_state is None:
             out, _ = causal_attention(query, key, value, pack, hidden_slots, self.dropout, UNPACK_DTYPE)
         else:
-            state = incremental_state.get(self)
-            out, _, state = causal_attention_step(
-                query, key, value, pack, state, hidden_slots, self.dropout, UNPACK_DTYPE
+            # (B, H, beams, d) -> (B, beams, H, d): each beam has a past of its own
+            query, key, pack = (u.transpose(1, 2) for u in (query, key, pack))
+            value = key if self.key_value.tied else value.transpose(1, 2)
+            out, _, incremental_state[self] = causal_attention_step(
+                query, key, value, pack, incremental_state.get(self), hidden_slots, self.dropout, UNPACK_DTYPE
             )
-            incremental_state[self] = state
+            out = out.transpose(1, 2)
         return self.out(merge_heads(out))
 
     def reorder_incremental_state(self, incremental_state: Dict[Any, Any], new_order: Tensor) -> None:

@@ -46,7 +46,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
             self.output_projection.weight = embed_tokens.weight
         else:
             nn.init.normal_(self.output_projection.weight, std=dim**-0.5)
-        self.need_attn = False
+        # until `LunaTransformerModel.prepare_for_inference_` knows: at single steps alone
+        self.need_attn: Optional[bool] = None
 
     def embed(self, prev_output_tokens: Tensor, incremental_state: Optional[Dict[Any, Any]]) -> Tensor:
         """Tokens (B, n) -> X of the first layer, (B, n, D), or (B, 1, D) of the last token."""
@@ -87,7 +88,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
             Logits (B, n, V), or features (B, n, D), and a dictionary with `inner_states`, X
             before the first and after each layer, (n, B, D) each, and `attn`: [(B, n, m)], how
             much each target position reads of each source position, the last layer's
-            unpack @ pack; [None] in training, where nobody reads it and it would cost n m.
+            unpack @ pack; [None] in training, and in generation without alignments, where nobody
+            reads it and it would cost n m.
         """
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
         return (x if features_only else self.output_layer(x)), extra
@@ -99,31 +101,43 @@ class LunaDecoder(FairseqIncrementalDecoder):
         incremental_state: Optional[Dict[Any, Any]] = None,
     ) -> Tuple[Tensor, Dict[str, Any]]:
         """As `forward`, with features (B, n, D) in place of logits."""
-        hidden_slots = next(iter(encoder_out["packed_padding_mask"]), None)
         x = self.embed(prev_output_tokens, incremental_state)
-        states = [x.transpose(0, 1)]
+        rows, n, dim = x.shape
+        if incremental_state is None:
+            encoder_out = one_per_row(encoder_out)
+        else:
+            # the beams of a sentence read it as the positions of one sequence would: (B, beams, D)
+            x = x.view(len(encoder_out["cross_key"][0]), -1, dim)
+        hidden_slots = next(iter(encoder_out["packed_padding_mask"]), None)
+        states = [x]
         for layer, view in zip(self.layers, source_views(encoder_out)):
             x, unpack = layer(x, view, hidden_slots, incremental_state)
-            states.append(x.transpose(0, 1))
+            states.append(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
 
         attn = None
-        if incremental_state is not None or self.need_attn:
-            attn = unpack.mean(dim=1) @ encoder_out["cross_pack"][0]
-        return x, {"attn": [attn], "inner_states": states}
+        if self.need_attn or (self.need_attn is None and incremental_state is not None):
+            attn = (unpack.mean(dim=1) @ encoder_out["cross_pack"][0]).view(rows, n, -1)
+        inner_states = [s.view(rows, n, dim).transpose(0, 1) for s in states]
+        return x.view(rows, n, dim), {"attn": [attn], "inner_states": inner_states}
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Features (B, n, D) -> logits (B, n, V)."""
         return self.output_projection(features)
 
-    def make_generation_fast_(self, need_attn: bool = False, **kwargs: Any) -> None:
-        """Called by fairseq before generating: `need_attn` if alignments are to be printed."""
-        self.need_attn = need_attn
-
     def max_positions(self) -> int:
         """The longest target that fairseq lets in."""
         return self.max_target_positions
+
+
+def one_per_row(encoder_out: EncoderOut) -> EncoderOut:
+    """The encoder's output with a copy for every row of the decoder, where beams share it."""
+    (sentence,) = encoder_out["sentence"]
+    if len(sentence) == len(encoder_out["cross_key"][0]):
+        return encoder_out
+    read = ("packed_padding_mask", "causal_query", "cross_key", "cross_value", "cross_pack")
+    return {name: [t.index_select(0, sentence) for t in encoder_out[name]] for name in read}
 
 
 def source_views(encoder_out: EncoderOut) -> List[SourceView]:

@@ -1,7 +1,7 @@
 """The Luna encoder, and the memory of the source that it prepares for the decoder."""
 
 import math
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -18,6 +18,22 @@ from torch import Tensor
 from .layers import LunaEncoderLayer, SourceMemoryLayer, SourceView
 
 EncoderOut = Dict[str, List[Tensor]]
+
+
+class Encoded(NamedTuple):
+    """What the encoder's layers make of a batch.
+
+    Attributes:
+        states: X before the first and after each layer, (B, n, D) each.
+        packed: the last P, (B, l', D).
+        padding: (B, n), True where the source is padded; None where nothing is.
+        hidden_slots: (B, l'), True where a sentence has no such slot; None where all have all.
+    """
+
+    states: List[Tensor]
+    packed: Tensor
+    padding: Optional[Tensor]
+    hidden_slots: Optional[Tensor]
 
 
 class SourceMemory(nn.Module):
@@ -107,6 +123,32 @@ class LunaEncoder(FairseqEncoder):
             packed = self.packed_norm(packed)
         return self.dropout(packed[:slots].expand(batch_size, -1, -1))
 
+    def encode(self, src_tokens: Tensor) -> Encoded:
+        """Tokens (B, n) -> X after every layer, the last P, and what of both is padding.
+
+        Raises:
+            ValueError: if the source is longer than learned positions reach.
+        """
+        is_padding = src_tokens.eq(self.padding_idx)
+        if self.learned_pos:
+            longest = int((~is_padding).sum(dim=1).max())
+            if longest > self.max_source_positions:
+                raise ValueError(
+                    f"--max-source-positions is {self.max_source_positions}, but a source of {longest} tokens came "
+                    "in: learned positions end there. Split the source, or train with more positions or without "
+                    "--encoder-learned-pos."
+                )
+        padding = is_padding if is_padding.any() else None
+        slots, hidden_slots = self.slots(is_padding)
+
+        states, packed = [self.embed(src_tokens)], self.embed_packed(len(src_tokens), slots)
+        for layer in self.layers:
+            x, packed = layer(states[-1], packed, padding, hidden_slots)
+            states.append(x)
+        if self.layer_norm is not None and self.packed_layer_norm is not None:
+            states[-1], packed = self.layer_norm(states[-1]), self.packed_layer_norm(packed)
+        return Encoded(states, packed, padding, hidden_slots)
+
     def forward(
         self,
         src_tokens: Tensor,
@@ -127,41 +169,23 @@ class LunaEncoder(FairseqEncoder):
             - encoder_padding_mask: [(B, n)], True where padded
             - encoder_states: X before the first and after each layer, (n, B, D) each, if asked for
             - packed_out: [(l', B, D)], the last P
-            - packed_padding_mask: [(B, l')], True where a sentence has no such slot; empty with
-              --fix-projection-length
+            - packed_padding_mask: [(B, l')], True where a sentence has no such slot; empty where
+              every sentence has them all
             - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer;
               cross_value empty when keys are values
             - cross_pack: [(B, l', n)], pack weights of the last decoder layer, mean over heads
-            - sentence: [(B,)], which sentence each row is of
+            - sentence: [(rows,)], which sentence each row of the decoder translates; see
+              `reorder_encoder_out`
 
         Raises:
             ValueError: if the source is longer than learned positions reach.
         """
-        padding = src_tokens.eq(self.padding_idx)
-        if self.learned_pos:
-            longest = int((~padding).sum(dim=1).max())
-            if longest > self.max_source_positions:
-                raise ValueError(
-                    f"--max-source-positions is {self.max_source_positions}, but a source of {longest} tokens came "
-                    "in: learned positions end there. Split the source, or train with more positions or without "
-                    "--encoder-learned-pos."
-                )
-        slots, hidden_slots = self.slots(padding)
-
-        x = self.embed(src_tokens)
-        packed = self.embed_packed(len(src_tokens), slots)
-        states = [x]
-        for layer in self.layers:
-            x, packed = layer(x, packed, padding, hidden_slots)
-            states.append(x)
-        if self.layer_norm is not None and self.packed_layer_norm is not None:
-            x, packed = self.layer_norm(x), self.packed_layer_norm(packed)
-
-        views, weights = self.memory(packed, x, padding)
+        states, packed, padding, hidden_slots = self.encode(src_tokens)
+        views, weights = self.memory(packed, states[-1], padding)
         tied = views[-1].cross_value is views[-1].cross_key
         return {
-            "encoder_out": [x.transpose(0, 1)],
-            "encoder_padding_mask": [padding],
+            "encoder_out": [states[-1].transpose(0, 1)],
+            "encoder_padding_mask": [src_tokens.eq(self.padding_idx)],
             "encoder_states": [s.transpose(0, 1) for s in states] if return_all_hiddens else [],
             "packed_out": [packed.transpose(0, 1)],
             "packed_padding_mask": [] if hidden_slots is None else [hidden_slots],
@@ -182,26 +206,36 @@ class LunaEncoder(FairseqEncoder):
             padding: (B, n), True where the source is padded.
 
         Returns:
-            l' and a mask (B, l'), or l and None.
+            l' and a mask (B, l'), None where every sentence uses all.
         """
         slots = self.packed_embedding.size(0)
         if self.fix_projection_length:
             return slots, None
         slots = min(slots, padding.size(1))
         lengths = (~padding).sum(dim=1, keepdim=True)
-        return slots, torch.arange(slots, device=padding.device) >= lengths
+        hidden = torch.arange(slots, device=padding.device) >= lengths
+        return slots, hidden if hidden.any() else None
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
-        """Expands to beams, and follows them. new_order: (B',), indices into the batch.
+        """Expands to beams, and follows them. new_order: (rows',), indices into the rows of before.
 
-        Beams of one sentence share all that is here: while they only change places, nothing is copied.
+        The beams of a sentence share all that is here, so it stays one per sentence, and `sentence`
+        tells the decoder which one a row belongs to. The beams of one sentence stand together, as
+        many for each; in any other order there is a copy for every row.
         """
-        (sentence,) = encoder_out["sentence"]
-        if torch.equal(sentence.index_select(0, new_order), sentence):
+        (before,) = encoder_out["sentence"]
+        sentence = before.index_select(0, new_order)
+        if torch.equal(sentence, before):
             return encoder_out
+        kept, beams = sentence.unique_consecutive(return_counts=True)
+        if not bool((beams == beams[0]).all()):
+            kept, beams = sentence, torch.ones_like(sentence)
+        rows = torch.arange(len(kept), device=kept.device).repeat_interleave(beams)
+        if torch.equal(kept, before.unique_consecutive()):
+            return {**encoder_out, "sentence": [rows]}
         time_first = ("encoder_out", "encoder_states", "packed_out")
         return {
-            name: [t.index_select(int(name in time_first), new_order) for t in tensors]
+            name: [t.index_select(int(name in time_first), kept) for t in tensors] if name != "sentence" else [rows]
             for name, tensors in encoder_out.items()
         }
 

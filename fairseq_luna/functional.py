@@ -52,9 +52,16 @@ class RunningMean(NamedTuple):
 
     def update(self, y: Tensor, z: Tensor) -> "RunningMean":
         """Takes in one position. y: (B, H, 1, d1), z: (B, H, 1, d2)."""
-        steps = self.steps + 1
-        outer = y.to(self.mean.dtype).transpose(-1, -2) * z.to(self.mean.dtype)
-        return RunningMean(self.mean + (outer - self.mean) / steps, steps)
+        return RunningMean(self.mean.clone(), self.steps).update_(y, z)
+
+    def update_(self, y: Tensor, z: Tensor) -> "RunningMean":
+        """As `update`, in the memory of this mean: (1 - 1/t) mean + 1/t y^T z in one pass."""
+        steps, (d1, d2) = self.steps + 1, self.mean.shape[-2:]
+        y, z = (u.to(self.mean.dtype) for u in (y, z))
+        self.mean.view(-1, d1, d2).baddbmm_(
+            y.reshape(-1, d1, 1), z.reshape(-1, 1, d2), beta=self.steps / steps, alpha=1 / steps
+        )
+        return RunningMean(self.mean, steps)
 
     def reorder(self, new_order: Tensor) -> "RunningMean":
         """Follows the beams: row i becomes what row `new_order[i]` was. new_order: (B',)."""
@@ -118,7 +125,8 @@ def chunk_causal_product(
 ) -> ProductResult:
     """f by chunks of c positions: inside a chunk tril(X Y^T) Z, between chunks the running sum.
 
-    Exact for every n, with time linear in n: O(n c (d1 + d2)) inside, O(n d1 d2) between.
+    Exact for every n, with time linear in n: O(n c (d1 + d2)) inside, O(n d1 d2) between. For the
+    gradients x, y and z are kept, and nothing else: the rest is computed again.
     Arguments, shapes and results as in `naive_causal_product`.
 
     Raises:
@@ -127,31 +135,92 @@ def chunk_causal_product(
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be >= 1, but is {chunk_size} instead.")
     n, dtype, out_dtype = x.size(2), accumulation_dtype(x.dtype), x.dtype
-    chunks = max(1, math.ceil(n / chunk_size))
+    seen, before = (state.steps, state.steps * state.mean) if state is not None else (0, None)
     # chunks of even size waste the least on padding: 65 positions are 33 + 32, not 64 + 1
-    size = math.ceil(n / chunks)
-    x, y, z = (_split(u.to(dtype), chunks, size) for u in (x, y, z))
-    seen = state.steps if state is not None else 0
-
-    out = (x @ y.transpose(-1, -2)).tril() @ z
-    if chunks > 1 or state is not None or output_state:
-        mean = (state or empty_state(y[:, :, 0], z[:, :, 0])).mean
-        added = y.transpose(-1, -2) @ z
-        # (B, H, chunks + 1, d1, d2): the sum before each chunk, and after the last
-        sums = torch.cat((seen * mean.unsqueeze(2), added), dim=2).cumsum(dim=2)
-        out = out + x @ sums[:, :, :-1]
-    t = torch.arange(1 + seen, 1 + seen + n, device=x.device, dtype=dtype)
-    out = out.flatten(2, 3)[:, :, :n] / t.unsqueeze(-1)
-    final = RunningMean(sums[:, :, -1] / (seen + n), seen + n) if output_state else None
-    return out.to(out_dtype), final
+    chunks = max(1, math.ceil(n / chunk_size))
+    t = torch.arange(1 + seen, 1 + seen + n, device=x.device, dtype=dtype).unsqueeze(-1)
+    x, y, z = (u.to(dtype) for u in (x, y, z))
+    out, after = _ChunkCausalSums.apply(x, y, z, before, chunks, output_state)
+    final = RunningMean(after / (seen + n), seen + n) if output_state else None
+    return (out / t).to(out_dtype), final
 
 
-def _split(u: Tensor, chunks: int, size: int) -> Tensor:
-    """(B, H, n, d) -> (B, H, chunks, size, d), the end filled with zeros, which add nothing."""
+class _ChunkCausalSums(torch.autograd.Function):
+    """o_t = x_t (S_0 + sum_{j <= t} y_j^T z_j), and the sum after the last position.
+
+    With A = tril(X Y^T) inside a chunk and S the sum of y_j^T z_j over the chunks before it,
+
+        O = A Z + X S
+        dX = tril(dO Z^T) Y + dO S^T,    dY = tril(dO Z^T)^T X + Z R^T,    dZ = A^T dO + Y R,
+
+    where R is the sum of x_t^T do_t over the chunks behind it.
+    """
+
+    @staticmethod
+    def forward(ctx, x, y, z, before, chunks, output_state):  # type: ignore[override]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, y, z, before)
+        ctx.chunks = chunks
+        n = x.size(2)
+        x, y, z = (_split(u, chunks) for u in (x, y, z))
+        sums = _sums_before(y, z, before)
+        out = (x @ y.transpose(-1, -2)).tril_() @ z
+        if sums is not None:
+            out += x @ sums
+        after = None
+        if output_state:
+            after = y[:, :, -1].transpose(-1, -2) @ z[:, :, -1]
+            after = after if sums is None else after + sums[:, :, -1]
+        return _join(out, n), after
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_out, d_after):  # type: ignore[override]
+        x, y, z, before = ctx.saved_tensors
+        n = x.size(2)
+        if d_out is None:
+            d_out = torch.zeros_like(x[..., :1]).expand(*x.shape[:3], z.size(-1))
+        x, y, z, d_out = (_split(u, ctx.chunks) for u in (x, y, z, d_out))
+        a = (x @ y.transpose(-1, -2)).tril_()
+        d_a = (d_out @ z.transpose(-1, -2)).tril_()
+        d_x, d_y, d_z = d_a @ y, d_a.transpose(-1, -2) @ x, a.transpose(-1, -2) @ d_out
+        sums = _sums_before(y, z, before)
+        if sums is not None:
+            d_x += d_out @ sums.transpose(-1, -2)
+        # the same sums from the end: flipped, a chunk's successors stand before it
+        later = _sums_before(x.flip(2), d_out.flip(2), d_after)
+        if later is not None:
+            later = later.flip(2)
+            d_y += z @ later.transpose(-1, -2)
+            d_z += y @ later
+        d_before = None
+        if before is not None and ctx.needs_input_grad[3]:
+            d_before = x[:, :, 0].transpose(-1, -2) @ d_out[:, :, 0]
+            d_before = d_before if later is None else d_before + later[:, :, 0]
+        return _join(d_x, n), _join(d_y, n), _join(d_z, n), d_before, None, None
+
+
+def _split(u: Tensor, chunks: int) -> Tensor:
+    """(B, H, n, d) -> (B, H, chunks, c, d), the end filled with zeros, which add nothing."""
+    size = math.ceil(u.size(2) / chunks)
     missing = chunks * size - u.size(2)
     if missing:
         u = F.pad(u, (0, 0, 0, missing))
     return u.reshape(*u.shape[:2], chunks, size, u.size(-1))
+
+
+def _join(u: Tensor, n: int) -> Tensor:
+    """(B, H, chunks, c, d) -> (B, H, n, d)."""
+    return u.flatten(2, 3)[:, :, :n]
+
+
+def _sums_before(y: Tensor, z: Tensor, start: Optional[Tensor]) -> Optional[Tensor]:
+    """start plus the sum of y_j^T z_j over the chunks before each, (B, H, chunks, d1, d2); None if all is 0."""
+    if y.size(2) == 1:
+        return None if start is None else start.unsqueeze(2)
+    added = y[:, :, :-1].transpose(-1, -2) @ z[:, :, :-1]
+    first = torch.zeros_like(added[:, :, :1]) if start is None else start.unsqueeze(2)
+    return torch.cat((first, added), dim=2).cumsum(dim=2)
 
 
 @_without_autocast
@@ -293,25 +362,30 @@ def causal_attention_step(
     """One step of `causal_attention` on its state; cost and memory free of the position.
 
     Args:
-        query: (B, H, 1, d), scaled.
-        key: (B, H, 1, d).
-        value: (B, H, 1, d); the very same tensor as `key` when they are tied.
-        pack: (B, H, 1, l).
-        state: the state after the last step, None before the first.
+        query: (B, beams, H, d), scaled: one position of each beam.
+        key: (B, beams, H, d).
+        value: (B, beams, H, d); the very same tensor as `key` when they are tied.
+        pack: (B, beams, H, l).
+        state: the state of all B * beams rows after the last step, None before the first.
         hidden: (B, l), True where a slot is not used.
         dropout: applied to A_unpack.
         softmax_dtype: as in `softmax`.
 
     Returns:
-        Y (B, H, 1, d), A_unpack (B, H, 1, l) and the new state.
+        Y (B, beams, H, d), A_unpack (B, beams, H, l) and the new state, without gradients in the
+        memory of the old one.
     """
-    dtype = query.dtype
-    before = state or CausalState(empty_state(key, pack), None if value is key else empty_state(pack, value))
-    query = query.to(before.keys.mean.dtype)
-    logits, keys = recurrent_causal_product(query, key, pack, before.keys, output_state=True)
-    unpack = softmax(logits, hidden, softmax_dtype)
-    if before.values is None:
-        values, out = None, dropout(unpack) @ keys.mean.transpose(-1, -2)
-    else:
-        out, values = recurrent_causal_product(dropout(unpack), pack, value, before.values, output_state=True)
-    return out.to(dtype), unpack.to(dtype), CausalState(keys, values)
+    dtype, tied = query.dtype, value is key
+    # (B, beams, H, d) -> (B * beams, H, 1, d)
+    query, key, value, rows = (u.flatten(0, 1).unsqueeze(2) for u in (query, key, value, pack))
+    before = state or CausalState(empty_state(key, rows), None if tied else empty_state(rows, value))
+    # autograd would need the old values
+    take = RunningMean.update if torch.is_grad_enabled() else RunningMean.update_
+    keys = take(before.keys, key, rows)
+    unpack = softmax((query.to(keys.mean.dtype) @ keys.mean).view(pack.shape), hidden, softmax_dtype)
+    values, mean = None, keys.mean.transpose(-1, -2)
+    if before.values is not None:
+        values = take(before.values, rows, value)
+        mean = values.mean
+    out = dropout(unpack).flatten(0, 1).unsqueeze(2) @ mean
+    return out.view(*pack.shape[:3], -1).to(dtype), unpack.to(dtype), CausalState(keys, values)

@@ -50,6 +50,16 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
             decoder_embed = build_embedding(cfg, target, cfg.decoder_embed_dim, cfg.decoder_embed_path)
         return cls(LunaEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed))
 
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """Called by fairseq before generating; leaves out what this generation does not read.
+
+        Args:
+            cfg: fairseq's whole configuration.
+        """
+        super().prepare_for_inference_(cfg)
+        asked = cfg.generation
+        self.decoder.need_attn = bool(asked.print_alignment) or asked.replace_unk is not None
+
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
         """Called by fairseq on loading: accepts checkpoints of the authors' implementation, and
         of other fairseq versions."""

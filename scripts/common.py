@@ -18,7 +18,7 @@ from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
-from typing import Any, Callable, Deque, Dict, Iterator, List
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional
 
 REPO = Path(__file__).resolve().parent.parent
 USER_DIR = REPO / "fairseq_luna"
@@ -191,11 +191,14 @@ def one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def import_plugin() -> None:
-    """Import fairseq and fairseq_luna, which registers its models and lets torch load fairseq's checkpoints."""
+def import_plugin(user_dir: Optional[str] = None) -> None:
+    """Import fairseq and fairseq_luna, or another plugin in its place.
+
+    Ours registers its models and lets torch load fairseq's checkpoints.
+    """
     from fairseq.utils import import_user_module
 
-    import_user_module(Namespace(user_dir=str(USER_DIR)))
+    import_user_module(Namespace(user_dir=user_dir or str(USER_DIR)))
     logging.getLogger().setLevel(logging.WARNING)
 
 

@@ -25,6 +25,11 @@ def inputs(n, dtype=torch.float64, batch=2, heads=3, d1=5, d2=4, seed=0):
     return [torch.randn(batch, heads, *shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
+def at(u, t):
+    """Position t of (B, H, n, d) as a step takes it, with one beam: (B, 1, H, d)."""
+    return u[:, :, t].unsqueeze(1)
+
+
 def close(a, b, tolerance=1e-12):
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
@@ -111,12 +116,12 @@ def test_steps_of_causal_attention_equal_the_whole(tied):
     out, unpack = causal_attention(x, key, value, pack, hidden)
     state, steps = None, []
     for t in range(70):
-        k, v = key[:, :, t : t + 1], value[:, :, t : t + 1]
-        step = causal_attention_step(x[:, :, t : t + 1], k, k if tied else v, pack[:, :, t : t + 1], state, hidden)
+        q, k, v, a = (at(u, t) for u in (x, key, value, pack))
+        step = causal_attention_step(q, k, k if tied else v, a, state, hidden)
         steps.append(step[:2])
         state = step[2]
-    close(torch.cat([s[0] for s in steps], dim=2), out)
-    close(torch.cat([s[1] for s in steps], dim=2), unpack)
+    close(torch.cat([s[0] for s in steps], dim=1).transpose(1, 2), out)
+    close(torch.cat([s[1] for s in steps], dim=1).transpose(1, 2), unpack)
     assert state.keys.steps == 70
     assert (state.values is None) == tied
 
@@ -126,8 +131,7 @@ def test_values_of_a_tied_state_are_the_keys_transposed():
     pack = torch.nn.functional.softplus(inputs(9, seed=2)[2])
     tied = untied = None
     for t in range(9):
-        now = slice(t, t + 1)
-        q, k, a = x[:, :, now], key[:, :, now], pack[:, :, now]
+        q, k, a = (at(u, t) for u in (x, key, pack))
         *_, tied = causal_attention_step(q, k, k, a, tied)
         *_, untied = causal_attention_step(q, k, k.clone(), a, untied)
     close(tied.keys.mean.transpose(-1, -2), untied.values.mean, tolerance=0)
@@ -176,10 +180,9 @@ def test_large_logits_are_not_rounded_before_their_softmax(dtype):
     out, unpack = causal_attention(query, key, key, pack)
     state = None
     for t in range(50):
-        now = slice(t, t + 1)
-        k = key[:, :, now]
-        _, step, state = causal_attention_step(query[:, :, now], k, k, pack[:, :, now], state)
-        close(step[:, :, 0].double(), unpack_want[:, :, t], tolerance=0.01)
+        q, k, a = (at(u, t) for u in (query, key, pack))
+        _, step, state = causal_attention_step(q, k, k, a, state)
+        close(step[:, 0].double(), unpack_want[:, :, t], tolerance=0.01)
     close(unpack.double(), unpack_want, tolerance=0.01)
     close(out.double(), want, tolerance=0.05)
 

@@ -116,7 +116,7 @@ def test_attention_is_the_product_of_the_last_unpack_and_pack():
     torch.testing.assert_close(extra["attn"][0], want)
     # the same from a whole pass, once fairseq has said that it wants alignments
     assert model.decoder(prev, model.encoder(source))[1]["attn"] == [None]
-    model.decoder.make_generation_fast_(need_attn=True)
+    model.decoder.need_attn = True
     torch.testing.assert_close(model.decoder(prev, model.encoder(source))[1]["attn"][0], want)
 
 
@@ -138,11 +138,14 @@ def test_what_the_source_decides_is_computed_once_per_sentence():
             assert calls[f"memory.layers.{layer}.{part}"] == [3]
     assert {name: batches for name, batches in calls.items() if batches != [3]} == {}
 
-    # nor is it copied while beams change places within their sentences, only when the batch changes
-    expanded = model.encoder.reorder_encoder_out(model.encoder(sentences([12, 5])), torch.tensor([0, 0, 1, 1]))
-    assert model.encoder.reorder_encoder_out(expanded, torch.tensor([1, 1, 2, 3])) is expanded
-    shrunk = model.encoder.reorder_encoder_out(expanded, torch.tensor([3, 2]))
-    assert torch.equal(shrunk["cross_key"][0], expanded["cross_key"][0][[2, 2]])
+    # nor is it copied for the beams, nor when they change places, only when sentences leave
+    reorder, whole = model.encoder.reorder_encoder_out, model.encoder(sentences([12, 5]))
+    expanded = reorder(whole, torch.tensor([0, 0, 1, 1]))
+    assert expanded["cross_key"][0] is whole["cross_key"][0]
+    assert reorder(expanded, torch.tensor([1, 1, 2, 3])) is expanded
+    shrunk = reorder(expanded, torch.tensor([3, 2]))
+    assert torch.equal(shrunk["cross_key"][0], whole["cross_key"][0][1:])
+    assert shrunk["sentence"][0].tolist() == [0, 0]
     # and the decoder has no parameter that reads P or the source
     names = [n for n, _ in model.decoder.named_modules()]
     assert not [n for n in names if "pack" in n and not n.endswith("pack_key")]

@@ -1,0 +1,286 @@
+"""What scripts/benchmark.py measures: each arm builds itself here, in a process of its own, and then works on request."""
+
+import contextlib
+import io
+import logging
+import resource
+import sys
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Callable, Dict, List, Tuple
+
+from common import import_plugin
+
+Step = Callable[[], Any]
+
+
+def serve(connection: Any, workload: str, arm: Dict[str, Any], sizes: Dict[str, Any]) -> None:
+    """Build an arm, then run a step for every message until None comes; answer with seconds and bytes.
+
+    Memory is what came on top of the process as it was before the arm was built: parameters, gradients, the optimiser's
+    state and activations, not the libraries. On a GPU it is what torch's allocator held at most.
+    """
+    try:
+        import torch
+
+        logging.disable(logging.WARNING)
+        torch.set_num_threads(sizes["threads"])
+        device = torch.device("cuda" if torch.cuda.is_available() and not sizes["cpu"] else "cpu")
+        import_plugin(arm.get("user_dir"))
+        torch.zeros(1, device=device)
+        before = peak_memory(device)
+        torch.manual_seed(sizes["seed"])
+        step = WORKLOADS[workload](arm, sizes, device)
+        connection.send({"ready": True})
+        while connection.recv():
+            synchronise(device)
+            start = time.perf_counter()
+            step()
+            synchronise(device)
+            seconds = time.perf_counter() - start
+            peak = peak_memory(device)
+            connection.send({"seconds": seconds, "memory": peak - before, "whole": peak})
+    except EOFError:
+        pass
+    except MemoryError as error:
+        connection.send({"error": f"out of memory ({error})"})
+    except Exception as error:
+        told = traceback.format_exc() if not isinstance(error, Unavailable) else str(error)
+        connection.send({"error": told})
+
+
+class Unavailable(Exception):
+    """An arm that this installation cannot build."""
+
+
+def synchronise(device: Any) -> None:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def peak_memory(device: Any) -> int:
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# ---- models
+
+
+def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any]:
+    """A fairseq model of the arm at these sizes as fairseq-train would build it, with its task and configuration."""
+    from fairseq import options, tasks
+    from fairseq.data import Dictionary
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    words = ["data", "--arch", arm["arch"], "--share-all-embeddings", "--task", "translation"]
+    words += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--optimizer", "adam"]
+    words += ["--lr", "1e-4", "--dropout", str(sizes["dropout"])]
+    for flag in "max-source-positions", "max-target-positions":
+        words += [f"--{flag}", str(4 + max(sizes["length"], sizes.get("out_length", 0)))]
+    for side in "encoder", "decoder":
+        for name, key in (
+            ("embed-dim", "dim"),
+            ("ffn-embed-dim", "ffn"),
+            ("layers", "layers"),
+            ("attention-heads", "heads"),
+        ):
+            words += [f"--{side}-{name}", str(sizes[key])]
+    parser = options.get_training_parser()
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            args = options.parse_args_and_arch(parser, words + arm["options"])
+        except SystemExit:
+            raise Unavailable(said.getvalue().strip().splitlines()[-1]) from None
+    cfg = convert_namespace_to_omegaconf(args)
+    cfg.task.source_lang, cfg.task.target_lang = "en", "de"
+    dictionary = Dictionary()
+    for i in range(sizes["vocab"] - len(dictionary)):
+        dictionary.add_symbol(f"w{i}")
+    task = tasks.TASK_REGISTRY["translation"](cfg.task, dictionary, dictionary)
+    return task.build_model(cfg.model), task, cfg
+
+
+def sentences(rows: int, length: int, sizes: Dict[str, Any], left_pad: bool) -> Any:
+    """(rows, length) random sentences of 0.9 to 1 times that length, end of sentence included."""
+    import torch
+
+    shortest = max(1, int(0.9 * length))
+    lengths = torch.randint(shortest, length + 1, (rows,)).clamp(max=length)
+    lengths[0] = length
+    tokens = torch.randint(4, sizes["vocab"], (rows, length))
+    place = torch.arange(length).expand(rows, -1)
+    place = place - (length - lengths).unsqueeze(1) if left_pad else place
+    tokens[place == (lengths - 1).unsqueeze(1)] = 2
+    tokens[(place < 0) | (place >= lengths.unsqueeze(1))] = 1
+    return tokens
+
+
+def training(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
+    """An update of a translation model: forward, label-smoothed loss, backward, clipping, Adam."""
+    import torch
+    from fairseq import optim
+
+    model, task, cfg = build(arm, sizes)
+    model.to(device).train()
+    criterion = task.build_criterion(cfg.criterion)
+    optimizer = optim.build_optimizer(cfg.optimizer, list(model.parameters()))
+    rows = max(1, sizes["tokens"] // sizes["length"])
+    source = sentences(rows, sizes["length"], sizes, left_pad=True)
+    target = sentences(rows, sizes["length"], sizes, left_pad=False)
+    # fairseq's shifted target: the end of sentence first
+    previous = torch.cat((torch.full((rows, 1), 2), target[:, :-1].masked_fill(target[:, :-1] == 2, 1)), dim=1)
+    sample = {
+        "net_input": {
+            "src_tokens": source.to(device),
+            "src_lengths": (source != 1).sum(dim=1).to(device),
+            "prev_output_tokens": previous.to(device),
+        },
+        "target": target.to(device),
+        "ntokens": int((target != 1).sum()),
+    }
+
+    def step() -> None:
+        loss, _, _ = criterion(model, sample)
+        optimizer.backward(loss / sample["ntokens"])
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def decoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
+    """Beam search of a batch to exactly `out_length` tokens, by fairseq's own generator."""
+    import torch
+
+    source = sentences(sizes["batch"], sizes["length"], sizes, left_pad=True)
+    if arm["arch"] == "ctranslate2":
+        return ctranslate2(arm, sizes, source)
+    model, task, cfg = build(arm, sizes)
+    model.to(device).eval()
+    cfg.generation.beam = sizes["beam"]
+    # as many steps for all: no hypothesis may end before, none can go on behind
+    cfg.generation.min_len = cfg.generation.max_len_b = sizes["out_length"] - 1
+    cfg.generation.max_len_a = 0
+    model.prepare_for_inference_(cfg)
+    generator = task.build_generator([model], cfg.generation)
+    net_input = {"src_tokens": source.to(device), "src_lengths": (source != 1).sum(dim=1).to(device)}
+
+    def step() -> None:
+        found = task.inference_step(generator, [model], {"net_input": net_input})
+        if any(len(best[0]["tokens"]) != sizes["out_length"] for best in found):
+            raise RuntimeError(f"a hypothesis is not of {sizes['out_length']} tokens")
+
+    with torch.no_grad():
+        return step
+
+
+def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any) -> Step:
+    """The same search by CTranslate2 on fairseq's Transformer."""
+    try:
+        import ctranslate2 as library
+    except ImportError:
+        raise Unavailable("CTranslate2 is not installed: `pip install ctranslate2`, or leave that arm out") from None
+    import torch
+
+    model, task, cfg = build({**arm, "arch": "transformer"}, sizes)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for lang in "en", "de":
+            task.source_dictionary.save(str(folder / f"dict.{lang}.txt"))
+        state = {"cfg": cfg, "args": None, "model": model.state_dict()}
+        torch.save(state, folder / "model.pt")
+        converter = library.converters.FairseqConverter(str(folder / "model.pt"), str(folder))
+        with trusted(torch):
+            converter.convert(str(folder / "converted"), quantization=arm["quantization"])
+        translator = library.Translator(
+            str(folder / "converted"), inter_threads=1, intra_threads=sizes["threads"], compute_type=arm["quantization"]
+        )
+    del model
+    words = task.source_dictionary.symbols
+    texts: List[List[str]] = [[words[i] for i in row if i > 2] for row in source.tolist()]
+    steps = sizes["out_length"] - 1
+
+    def step() -> None:
+        found = translator.translate_batch(
+            texts, beam_size=sizes["beam"], min_decoding_length=steps, max_decoding_length=steps, max_batch_size=0
+        )
+        assert all(len(best.hypotheses[0]) == steps for best in found)
+
+    return step
+
+
+@contextlib.contextmanager
+def trusted(torch: Any):
+    """CTranslate2 loads the checkpoint that was written here by torch.load, which by default takes plain types alone."""
+    load = torch.load
+    torch.load = partial(load, weights_only=False)
+    try:
+        yield
+    finally:
+        torch.load = load
+
+
+def encoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
+    """An update of a classifier of bytes, as in the paper's table 6: encoder, mean, forward and backward."""
+    import torch
+
+    model, _, _ = build(arm, sizes)
+    encoder = model.encoder.to(device).train()
+    rows = max(1, sizes["tokens"] // sizes["length"])
+    tokens = torch.randint(4, sizes["vocab"], (rows, sizes["length"]), device=device)
+    if arm["arch"] == "transformer":
+        for layer in encoder.layers:
+            # the way through torch's fused attention, or fairseq's own through the n x n matrix
+            layer.self_attn.skip_embed_dim_check = not arm["fused"]
+        lengths = torch.full((rows,), sizes["length"], device=device)
+
+        def encode() -> Any:
+            return encoder(tokens, src_lengths=lengths)["encoder_out"][0].mean(dim=0)
+
+    else:
+
+        def encode() -> Any:
+            return encoder.encode(tokens)[0].mean(dim=1)
+
+    head = torch.nn.Linear(sizes["dim"], 2).to(device)
+    labels = torch.randint(2, (rows,), device=device)
+    parameters = [*encoder.parameters(), *head.parameters()]
+
+    def step() -> None:
+        torch.nn.functional.cross_entropy(head(encode()), labels).backward()
+        for parameter in parameters:
+            parameter.grad = None
+
+    return step
+
+
+def operator(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
+    """The causal product of the paper's section 3.3 alone, forward and backward."""
+    import torch
+
+    from fairseq_luna import functional
+
+    product = getattr(functional, f"{arm['form']}_causal_product")
+    width = sizes["dim"] // sizes["heads"]
+    shape = (max(1, sizes["tokens"] // sizes["length"]), sizes["heads"], sizes["length"])
+    x, y = (torch.randn(*shape, width, device=device, requires_grad=True) for _ in range(2))
+    z = torch.randn(*shape, sizes["slots"], device=device, requires_grad=True)
+    ones = torch.randn(*shape, sizes["slots"], device=device)
+
+    def step() -> None:
+        torch.autograd.grad(product(x, y, z)[0], (x, y, z), ones)
+
+    return step
+
+
+WORKLOADS = {"train": training, "decode": decoding, "length": encoding, "operator": operator}
