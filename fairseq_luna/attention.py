@@ -16,15 +16,20 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
-from fairseq.modules import FairseqDropout
 from torch import Tensor
 
+from .dropout import Dropout
 from .functional import (
     CAUSAL_ACTIVATIONS,
+    HeadWeights,
     attention,
     causal_attention,
     causal_attention_step,
+    logits_unprojected,
+    pack_unprojected,
+    unpack_unprojected,
 )
+from .inference import Linear
 
 Heads = Tuple[Tensor, Tensor]
 
@@ -33,9 +38,9 @@ Heads = Tuple[Tensor, Tensor]
 UNPACK_DTYPE = torch.float32
 
 
-def linear(in_dim: int, out_dim: int) -> nn.Linear:
+def linear(in_dim: int, out_dim: int) -> Linear:
     """A projection as the reference starts it: Xavier, bias zero."""
-    layer = nn.Linear(in_dim, out_dim)
+    layer = Linear(in_dim, out_dim)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -51,7 +56,7 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-class HeadProjection(nn.Linear):
+class HeadProjection(Linear):
     """A projection into heads: (B, n, in_dim) -> (B, H, n, out_dim / H), scaled if a query."""
 
     def __init__(self, in_dim: int, out_dim: int, heads: int, is_query: bool = False):
@@ -64,6 +69,10 @@ class HeadProjection(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
         return split_heads(x if self.scale is None else x * self.scale, self.heads)
+
+    def by_head(self) -> Tuple[Tensor, Tensor]:
+        """The weight (H, out_dim / H, in_dim) and the bias (H, out_dim / H), without the scale."""
+        return self.weight.unflatten(0, (self.heads, -1)), self.bias.unflatten(0, (self.heads, -1))
 
 
 class KeyValue(nn.Module):
@@ -85,6 +94,24 @@ class KeyValue(nn.Module):
             return both, both
         return self.key(context), self.value(context)
 
+    def by_head(self) -> Tuple[HeadWeights, HeadWeights]:
+        """Weight and bias of keys and of values, see `HeadProjection.by_head`."""
+        if self.tied:
+            both = self.both.by_head()
+            return both, both
+        return self.key.by_head(), self.value.by_head()
+
+
+def _worth_moving(positions: int, slots: int, dim: int, heads: int, projections: int) -> bool:
+    """Whether projections are better moved from the positions to the slots (`*_unprojected`).
+
+    It takes 2 l D^2 + 2 H l n D multiply-adds in place of n D^2 for each projection and 2 l n D,
+    in smaller pieces; and the moved slots are of H l x D numbers, which X should not be smaller than.
+    """
+    moved = 2 * slots * dim**2 + 2 * heads * slots * positions * dim
+    direct = projections * positions * dim**2 + 2 * slots * positions * dim
+    return positions >= heads * slots and moved < 0.8 * direct
+
 
 class Pack(nn.Module):
     """Y_P = Attention(P, C): packs a context of any length into l slots (paper, section 3.1)."""
@@ -93,7 +120,7 @@ class Pack(nn.Module):
         super().__init__()
         self.query = HeadProjection(dim, dim, heads, is_query=True)
         self.key_value = KeyValue(dim, dim, heads, tied)
-        self.dropout = FairseqDropout(dropout, module_name="LunaPack")
+        self.dropout = Dropout(dropout, module_name="LunaPack")
 
     def forward(self, packed: Tensor, context: Tensor, padding: Optional[Tensor] = None) -> Heads:
         """Packs `context` with the queries of `packed`.
@@ -106,8 +133,12 @@ class Pack(nn.Module):
         Returns:
             Y_P (B, l, D) and the pack weights (B, H, l, m).
         """
-        query, (key, value) = self.query(packed), self.key_value(context)
-        out, weights = attention(query, key, value, padding, self.dropout)
+        query = self.query(packed)
+        dim, heads, projections = self.query.in_features, self.query.heads, 1 if self.key_value.tied else 2
+        if _worth_moving(context.size(1), packed.size(1), dim, heads, projections):
+            out, weights = pack_unprojected(query, context, *self.key_value.by_head(), padding, self.dropout)
+        else:
+            out, weights = attention(query, *self.key_value(context), padding, self.dropout)
         return merge_heads(out), weights
 
 
@@ -118,7 +149,7 @@ class Unpack(nn.Module):
         super().__init__()
         self.query = HeadProjection(dim, dim, heads, is_query=True)
         self.out = linear(dim, dim)
-        self.dropout = FairseqDropout(dropout, module_name="LunaUnpack")
+        self.dropout = Dropout(dropout, module_name="LunaUnpack")
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, hidden_slots: Optional[Tensor] = None) -> Heads:
         """Reads the slots, given as keys and values.
@@ -132,8 +163,19 @@ class Unpack(nn.Module):
         Returns:
             Y_X (B, n, D) and the unpack weights (B, H, n, l).
         """
-        query = self.query(x)
-        out, weights = attention(query, key, value, hidden_slots, self.dropout, UNPACK_DTYPE)
+        if _worth_moving(x.size(1), key.size(2), self.query.in_features, self.query.heads, projections=2):
+            weight = self.out.weight.t().unflatten(0, (self.query.heads, -1))
+            return unpack_unprojected(
+                x,
+                self.query.by_head(),
+                key * self.query.scale,
+                value,
+                (weight, self.out.bias),
+                hidden_slots,
+                self.dropout,
+                UNPACK_DTYPE,
+            )
+        out, weights = attention(self.query(x), key, value, hidden_slots, self.dropout, UNPACK_DTYPE)
         return self.out(merge_heads(out)), weights
 
 
@@ -172,7 +214,7 @@ class LunaCausalAttention(nn.Module):
         self.pack_key = HeadProjection(dim, dim, heads)
         self.key_value = KeyValue(dim, dim, heads, tied)
         self.out = linear(dim, dim)
-        self.dropout = FairseqDropout(dropout, module_name="LunaCausalAttention")
+        self.dropout = Dropout(dropout, module_name="LunaCausalAttention")
         self.activation = CAUSAL_ACTIVATIONS[activation]
 
     def forward(
@@ -195,7 +237,7 @@ class LunaCausalAttention(nn.Module):
             As x.
         """
         query, (key, value) = self.query(x), self.key_value(x)
-        pack = self.dropout(self.activation(self.pack_key(x) @ pack_query.transpose(-1, -2)))
+        pack = self.dropout(self.activation(self.pack_logits(x, pack_query)))
         if incremental_state is None:
             out, _ = causal_attention(query, key, value, pack, hidden_slots, self.dropout, UNPACK_DTYPE)
         else:
@@ -207,6 +249,14 @@ class LunaCausalAttention(nn.Module):
             )
             out = out.transpose(1, 2)
         return self.out(merge_heads(out))
+
+    def pack_logits(self, x: Tensor, pack_query: Tensor) -> Tensor:
+        """X P^T: (B, n, D), (B, H, l, d) -> (B, H, n, l)."""
+        n, dim, (heads, slots) = x.size(1), x.size(2), pack_query.shape[1:3]
+        if _worth_moving(n, slots, dim, heads, projections=2):  # one projection and one product: half of both
+            logits = logits_unprojected(x, self.pack_key.by_head(), pack_query)
+            return logits.unflatten(2, (heads, slots)).transpose(1, 2)
+        return self.pack_key(x) @ pack_query.transpose(-1, -2)
 
     def reorder_incremental_state(self, incremental_state: Dict[Any, Any], new_order: Tensor) -> None:
         """Called by fairseq when beams change places or sentences end. new_order: (B',)."""

@@ -7,8 +7,10 @@ from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
 from .functional import CAUSAL_ACTIVATIONS
+from .inference import PRODUCTS
 
 CausalActivation = ChoiceEnum(list(CAUSAL_ACTIVATIONS))
+InferencePrecision = ChoiceEnum(list(PRODUCTS))
 ActivationFn = ChoiceEnum(utils.get_available_activation_fns())
 
 
@@ -76,6 +78,12 @@ class LunaTransformerConfig(FairseqDataclass):
     word_dropout: float = field(default=0.0, metadata=_help("dropout probability of whole tokens, source and target"))
     activation_fn: ActivationFn = field(  # type: ignore[valid-type]
         default="relu", metadata=_help("activation of the feed-forward")
+    )
+
+    # generation
+    inference_precision: InferencePrecision = field(  # type: ignore[valid-type]
+        default="fp32",
+        metadata=_help("of the products with weights in generation on a CPU; may be set by --model-overrides"),
     )
 
     # embeddings
@@ -189,6 +197,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
             )
     for name, choices in (
         ("causal_activation", list(CAUSAL_ACTIVATIONS)),
+        ("inference_precision", list(PRODUCTS)),
         ("activation_fn", utils.get_available_activation_fns()),
     ):
         if values[name] not in choices:

@@ -3,13 +3,16 @@
 import math
 from typing import Any, Dict, List, Optional, Tuple
 
+import torch
 import torch.nn as nn
 from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
-from fairseq.modules import FairseqDropout, LayerNorm, PositionalEmbedding
+from fairseq.modules import LayerNorm, PositionalEmbedding
 from torch import Tensor
 
+from .dropout import Dropout
 from .encoder import EncoderOut
+from .inference import Linear
 from .layers import LunaDecoderLayer, SourceView
 
 
@@ -37,17 +40,18 @@ class LunaDecoder(FairseqIncrementalDecoder):
             )
         self.embed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
         self.word_dropout = nn.Dropout1d(cfg.word_dropout)
-        self.dropout = FairseqDropout(cfg.dropout, module_name="LunaDecoder")
+        self.dropout = Dropout(cfg.dropout, module_name="LunaDecoder")
         self.layers = nn.ModuleList(LunaDecoderLayer(cfg) for _ in range(cfg.decoder_layers))
         self.layer_norm = LayerNorm(dim) if cfg.decoder_normalize_before else None
 
-        self.output_projection = nn.Linear(dim, len(dictionary), bias=False)
+        self.output_projection = Linear(dim, len(dictionary), bias=False)
         if cfg.share_decoder_input_output_embed:
             self.output_projection.weight = embed_tokens.weight
         else:
             nn.init.normal_(self.output_projection.weight, std=dim**-0.5)
-        # until `LunaTransformerModel.prepare_for_inference_` knows: at single steps alone
+        # until `prepare_for_inference` tells: at single steps alone
         self.need_attn: Optional[bool] = None
+        self.consumes_logits = False
 
     def embed(self, prev_output_tokens: Tensor, incremental_state: Optional[Dict[Any, Any]]) -> Tensor:
         """Tokens (B, n) -> X of the first layer, (B, n, D), or (B, 1, D) of the last token."""
@@ -125,6 +129,20 @@ class LunaDecoder(FairseqIncrementalDecoder):
     def output_layer(self, features: Tensor) -> Tensor:
         """Features (B, n, D) -> logits (B, n, V)."""
         return self.output_projection(features)
+
+    def prepare_for_inference(self, need_attn: bool) -> None:
+        """From here on the decoder only generates; `need_attn` if alignments are to be read."""
+        self.need_attn = need_attn
+        self.consumes_logits = True
+
+    def get_normalized_probs(
+        self, net_output: Tuple[Tensor, Any], log_probs: bool, sample: Optional[Dict[str, Tensor]] = None
+    ) -> Tensor:
+        """As fairseq's; in generation log-probabilities take the place of the logits, in their memory."""
+        logits = net_output[0]
+        if self.consumes_logits and log_probs and logits.dtype == torch.float32:
+            return torch.log_softmax(logits, dim=-1, out=logits)
+        return super().get_normalized_probs(net_output, log_probs, sample)
 
     def max_positions(self) -> int:
         """The longest target that fairseq lets in."""

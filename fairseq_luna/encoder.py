@@ -8,13 +8,13 @@ import torch.nn as nn
 from fairseq.data import Dictionary
 from fairseq.models import FairseqEncoder
 from fairseq.modules import (
-    FairseqDropout,
     LayerNorm,
     PositionalEmbedding,
     SinusoidalPositionalEmbedding,
 )
 from torch import Tensor
 
+from .dropout import Dropout
 from .layers import LunaEncoderLayer, SourceMemoryLayer, SourceView
 
 EncoderOut = Dict[str, List[Tensor]]
@@ -97,7 +97,7 @@ class LunaEncoder(FairseqEncoder):
         if not (cfg.no_token_positional_embeddings or cfg.encoder_learned_pos):
             self.packed_positions = SinusoidalPositionalEmbedding.get_embedding(cfg.projection_length, dim)
         self.packed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
-        self.dropout = FairseqDropout(cfg.dropout, module_name="LunaEncoder")
+        self.dropout = Dropout(cfg.dropout, module_name="LunaEncoder")
 
         self.layers = nn.ModuleList(LunaEncoderLayer(cfg) for _ in range(cfg.encoder_layers))
         pre_norm = cfg.encoder_normalize_before

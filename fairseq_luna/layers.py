@@ -8,7 +8,7 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch.nn as nn
 from fairseq import utils
-from fairseq.modules import FairseqDropout, LayerNorm
+from fairseq.modules import LayerNorm
 from torch import Tensor
 
 from .attention import (
@@ -20,6 +20,7 @@ from .attention import (
     Unpack,
     linear,
 )
+from .dropout import Dropout
 
 
 class Residual(nn.Module):
@@ -31,7 +32,7 @@ class Residual(nn.Module):
     def __init__(self, dim: int, dropout: float, pre_norm: bool):
         super().__init__()
         self.layer_norm = LayerNorm(dim)
-        self.dropout = FairseqDropout(dropout, module_name="LunaResidual")
+        self.dropout = Dropout(dropout, module_name="LunaResidual")
         self.pre_norm = pre_norm
 
     def enter(self, x: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class FeedForward(nn.Module):
         self.fc1 = linear(dim, hidden_dim)
         self.fc2 = linear(hidden_dim, dim)
         self.activation = utils.get_activation_fn(activation)
-        self.dropout = FairseqDropout(activation_dropout, module_name="FeedForward")
+        self.dropout = Dropout(activation_dropout, module_name="FeedForward")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.dropout(self.activation(self.fc1(x))))
@@ -123,7 +124,12 @@ class SourceMemoryLayer(nn.Module):
         """P (B, l, D), encoder output (B, m, D), its mask (B, m) -> the layer's view of them, P'
         (in the last layer P) and the pack weights (B, H, l, m)."""
         y_p, weights = self.pack(self.residual.enter(packed), encoder_out, padding)
-        view = SourceView(self.causal_query(packed), *self.key_value(y_p))
+        key, value = self.key_value(y_p)
+        # every step of a generation reads them, so their memory is put in order once
+        ordered = key.contiguous()
+        view = SourceView(
+            self.causal_query(packed).contiguous(), ordered, ordered if value is key else value.contiguous()
+        )
         return view, packed if self.last else self.residual.leave(packed, y_p), weights
 
 

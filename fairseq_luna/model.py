@@ -2,6 +2,7 @@
 
 from typing import Any, Dict
 
+import torch
 from fairseq.models import (
     FairseqEncoderDecoderModel,
     register_model,
@@ -13,12 +14,15 @@ from torch import Tensor
 from .config import ARCHITECTURES, LunaTransformerConfig, checked
 from .decoder import LunaDecoder
 from .encoder import LunaEncoder
+from .inference import prepare_products
 from .reference_names import rename_reference_parameters
 
 
 @register_model("luna_transformer", dataclass=LunaTransformerConfig)
 class LunaTransformerModel(FairseqEncoderDecoderModel):
     """Sequence-to-sequence Transformer with Luna attention throughout (arXiv 2106.01540)."""
+
+    inference_precision: str
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LunaTransformerModel":
@@ -48,17 +52,31 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         encoder_embed = decoder_embed = build_embedding(cfg, source, cfg.encoder_embed_dim, cfg.encoder_embed_path)
         if not cfg.share_all_embeddings:
             decoder_embed = build_embedding(cfg, target, cfg.decoder_embed_dim, cfg.decoder_embed_path)
-        return cls(LunaEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed))
+        model = cls(LunaEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed))
+        model.inference_precision = cfg.inference_precision
+        return model
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Called by fairseq before generating; leaves out what this generation does not read.
 
         Args:
             cfg: fairseq's whole configuration.
+
+        Raises:
+            ValueError: if --inference-precision does not suit the device or a --fp16 model.
         """
         super().prepare_for_inference_(cfg)
         asked = cfg.generation
-        self.decoder.need_attn = bool(asked.print_alignment) or asked.replace_unk is not None
+        self.decoder.prepare_for_inference(bool(asked.print_alignment) or asked.replace_unk is not None)
+        weight, precision = self.decoder.output_projection.weight, self.inference_precision
+        if weight.device.type == "cpu" and weight.dtype == torch.float32:
+            # the encoder's products run once a sentence, too seldom for another layout in memory to pay
+            prepare_products(self.decoder if precision == "fp32" else self, precision)
+        elif precision != "fp32":
+            raise ValueError(
+                f"--inference-precision {precision} is for generation on a CPU from weights in float32, but they are "
+                f"{str(weight.dtype)[6:]} on {weight.device.type}; leave it out."
+            )
 
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
         """Called by fairseq on loading: accepts checkpoints of the authors' implementation, and

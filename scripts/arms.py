@@ -1,4 +1,4 @@
-"""What scripts/benchmark.py measures: each arm builds itself here, in a process of its own, and then works on request."""
+"""The arms of scripts/benchmark.py: each is built here, in a process of its own, and then works on request."""
 
 import contextlib
 import io
@@ -7,7 +7,6 @@ import resource
 import sys
 import time
 import traceback
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Callable, Dict, List, Tuple
@@ -75,8 +74,8 @@ def peak_memory(device: Any) -> int:
 # ---- models
 
 
-def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any]:
-    """A fairseq model of the arm at these sizes as fairseq-train would build it, with its task and configuration."""
+def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, Any]:
+    """A fairseq model of the arm at these sizes as fairseq-train would build it, with its task, configuration and arguments."""
     from fairseq import options, tasks
     from fairseq.data import Dictionary
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -100,13 +99,13 @@ def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any]:
             args = options.parse_args_and_arch(parser, words + arm["options"])
         except SystemExit:
             raise Unavailable(said.getvalue().strip().splitlines()[-1]) from None
+    args.source_lang, args.target_lang = "en", "de"
     cfg = convert_namespace_to_omegaconf(args)
-    cfg.task.source_lang, cfg.task.target_lang = "en", "de"
     dictionary = Dictionary()
     for i in range(sizes["vocab"] - len(dictionary)):
         dictionary.add_symbol(f"w{i}")
     task = tasks.TASK_REGISTRY["translation"](cfg.task, dictionary, dictionary)
-    return task.build_model(cfg.model), task, cfg
+    return task.build_model(cfg.model), task, cfg, args
 
 
 def sentences(rows: int, length: int, sizes: Dict[str, Any], left_pad: bool) -> Any:
@@ -129,7 +128,7 @@ def training(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     import torch
     from fairseq import optim
 
-    model, task, cfg = build(arm, sizes)
+    model, task, cfg, _ = build(arm, sizes)
     model.to(device).train()
     criterion = task.build_criterion(cfg.criterion)
     optimizer = optim.build_optimizer(cfg.optimizer, list(model.parameters()))
@@ -165,7 +164,7 @@ def decoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     source = sentences(sizes["batch"], sizes["length"], sizes, left_pad=True)
     if arm["arch"] == "ctranslate2":
         return ctranslate2(arm, sizes, source)
-    model, task, cfg = build(arm, sizes)
+    model, task, cfg, _ = build(arm, sizes)
     model.to(device).eval()
     cfg.generation.beam = sizes["beam"]
     # as many steps for all: no hypothesis may end before, none can go on behind
@@ -192,16 +191,14 @@ def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any) -> Step
         raise Unavailable("CTranslate2 is not installed: `pip install ctranslate2`, or leave that arm out") from None
     import torch
 
-    model, task, cfg = build({**arm, "arch": "transformer"}, sizes)
+    model, task, _, args = build({**arm, "arch": "transformer"}, sizes)
     with TemporaryDirectory() as name:
         folder = Path(name)
         for lang in "en", "de":
             task.source_dictionary.save(str(folder / f"dict.{lang}.txt"))
-        state = {"cfg": cfg, "args": None, "model": model.state_dict()}
-        torch.save(state, folder / "model.pt")
+        torch.save({"args": args, "model": model.state_dict()}, folder / "model.pt")
         converter = library.converters.FairseqConverter(str(folder / "model.pt"), str(folder))
-        with trusted(torch):
-            converter.convert(str(folder / "converted"), quantization=arm["quantization"])
+        converter.convert(str(folder / "converted"), quantization=arm["quantization"])
         translator = library.Translator(
             str(folder / "converted"), inter_threads=1, intra_threads=sizes["threads"], compute_type=arm["quantization"]
         )
@@ -219,22 +216,11 @@ def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any) -> Step
     return step
 
 
-@contextlib.contextmanager
-def trusted(torch: Any):
-    """CTranslate2 loads the checkpoint that was written here by torch.load, which by default takes plain types alone."""
-    load = torch.load
-    torch.load = partial(load, weights_only=False)
-    try:
-        yield
-    finally:
-        torch.load = load
-
-
 def encoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     """An update of a classifier of bytes, as in the paper's table 6: encoder, mean, forward and backward."""
     import torch
 
-    model, _, _ = build(arm, sizes)
+    model, *_ = build(arm, sizes)
     encoder = model.encoder.to(device).train()
     rows = max(1, sizes["tokens"] // sizes["length"])
     tokens = torch.randint(4, sizes["vocab"], (rows, sizes["length"]), device=device)

@@ -1,0 +1,43 @@
+"""Dropout that draws its random bits four elements at a time, where torch draws them one by one."""
+
+from typing import Any
+
+import torch
+from fairseq.modules import FairseqDropout
+from torch import Tensor
+
+STEPS = 1 << 16  # probabilities are multiples of 1 / STEPS
+
+
+class Dropout(FairseqDropout):
+    """fairseq's dropout, faster on a CPU and with a byte an element to remember in place of four.
+
+    Current torch draws one number of its generator for each element of a dropout on a CPU, a fifth
+    as fast as torch 1.12 did; here 64 random bits serve four elements. The probability is rounded
+    to 1/65536 and the scale follows what it was rounded to, so that the expectation is exact.
+    """
+
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        at_work = self.p > 0 and (self.training or self.apply_during_inference)
+        if not at_work or x.device.type != "cpu" or TORCH_IS_FAST:
+            return super().forward(x, inplace)
+        return _Dropout.apply(x, round(self.p * STEPS))
+
+
+class _Dropout(torch.autograd.Function):
+    """x -> x times the mask times the scale, and the same of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped_of_steps: int) -> Tensor:  # type: ignore[override]
+        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        ctx.mask = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped_of_steps - STEPS // 2
+        ctx.scale = STEPS / (STEPS - dropped_of_steps) if dropped_of_steps < STEPS else 0.0
+        return (x * ctx.mask).mul_(ctx.scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return (grad * ctx.mask).mul_(ctx.scale), None
+
+
+TORCH_IS_FAST = torch.__version__.startswith("1.")

@@ -1,0 +1,89 @@
+"""Products with weights for generation on a CPU: laid out once for all steps, in 32, 16 or 8 bits.
+
+Norms, softmaxes, residuals and the decoder's state stay in float32 in all of them.
+"""
+
+import warnings
+from contextlib import contextmanager
+from typing import Callable, Dict, Iterator, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Linear(nn.Linear):
+    """A projection that `prepare_products` can give another form to."""
+
+    prepared: Optional[Product] = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.prepared is None else self.prepared(x)
+
+
+def fp32_product(layer: nn.Linear) -> Product:
+    """The product in float32, with weights in the order in which oneDNN reads them."""
+    return _packed(layer, torch.float32)
+
+
+def bf16_product(layer: nn.Linear) -> Product:
+    """Weights and inputs in bfloat16, summed in float32; fast on processors that have instructions for it."""
+    return _packed(layer, torch.bfloat16)
+
+
+def int8_product(layer: nn.Linear) -> Product:
+    """Weights in 8 bits with a scale for each output, inputs with one scale a call (torch's dynamic quantisation)."""
+    weight = layer.weight.detach()
+    scales = weight.abs().amax(dim=1).clamp(min=1e-8).double() / 127
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    with _quantisation_engine(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.13 announces that its quantised tensors will move to torchao
+        quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(quantised, None if layer.bias is None else layer.bias.detach())
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed)
+
+
+PRODUCTS: Dict[str, Callable[[nn.Linear], Product]] = {
+    "fp32": fp32_product,
+    "bf16": bf16_product,
+    "int8": int8_product,
+}
+
+
+def prepare_products(module: nn.Module, precision: str) -> None:
+    """Gives every projection in a module on a CPU its form for generation; training is over then.
+
+    Args:
+        module: with parameters in float32, which stay as they are beside.
+        precision: a key of `PRODUCTS`.
+    """
+    for layer in module.modules():
+        if isinstance(layer, Linear):
+            layer.prepared = PRODUCTS[precision](layer)
+
+
+def _packed(layer: nn.Linear, dtype: torch.dtype) -> Product:
+    weight = layer.weight.detach().to(dtype)
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    try:
+        # what torch's own compiler makes of a frozen linear layer
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        product = torch.ops.mkldnn._linear_pointwise
+    except (AttributeError, RuntimeError):  # before torch 2.0, or without oneDNN
+        return lambda x: F.linear(x.to(dtype), weight, bias).to(x.dtype)
+    return lambda x: product(x.to(dtype), packed, bias, "none", [], "").to(x.dtype)
+
+
+@contextmanager
+def _quantisation_engine() -> Iterator[None]:
+    """oneDNN for what is packed within, where torch has it: the fastest of its engines here."""
+    before = torch.backends.quantized.engine
+    if "onednn" in torch.backends.quantized.supported_engines:
+        torch.backends.quantized.engine = "onednn"
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
