@@ -62,17 +62,23 @@ class HeadProjection(Linear):
     def __init__(self, in_dim: int, out_dim: int, heads: int, is_query: bool = False):
         super().__init__(in_dim, out_dim)
         self.heads = heads
-        self.scale = (out_dim // heads) ** -0.5 if is_query else None
+        self.scale = (out_dim // heads) ** -0.5 if is_query else 1.0
         nn.init.xavier_uniform_(self.weight, gain=1 / math.sqrt(2))
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
-        return split_heads(x if self.scale is None else x * self.scale, self.heads)
+    def parameters_as_used(self) -> Tuple[Tensor, Tensor]:
+        """Weight and bias, scaled if a query's: there are fewer of them than of what they make."""
+        if self.scale == 1.0:
+            return self.weight, self.bias
+        return self.weight * self.scale, self.bias * self.scale
 
-    def by_head(self) -> Tuple[Tensor, Tensor]:
-        """The weight (H, out_dim / H, in_dim) and the bias (H, out_dim / H), without the scale."""
-        return self.weight.unflatten(0, (self.heads, -1)), self.bias.unflatten(0, (self.heads, -1))
+    def forward(self, x: Tensor) -> Tensor:
+        return split_heads(super().forward(x), self.heads)
+
+    def by_head(self) -> HeadWeights:
+        """Weight (H, out_dim / H, in_dim) and bias (H, out_dim / H), scaled if a query's."""
+        weight, bias = self.parameters_as_used()
+        return weight.unflatten(0, (self.heads, -1)), bias.unflatten(0, (self.heads, -1))
 
 
 class KeyValue(nn.Module):
@@ -138,7 +144,8 @@ class Pack(nn.Module):
         if _worth_moving(context.size(1), packed.size(1), dim, heads, projections):
             out, weights = pack_unprojected(query, context, *self.key_value.by_head(), padding, self.dropout)
         else:
-            out, weights = attention(query, *self.key_value(context), padding, self.dropout)
+            key, value = self.key_value(context)
+            out, weights = attention(query, key, value, padding, self.dropout)
         return merge_heads(out), weights
 
 
@@ -168,7 +175,7 @@ class Unpack(nn.Module):
             return unpack_unprojected(
                 x,
                 self.query.by_head(),
-                key * self.query.scale,
+                key,
                 value,
                 (weight, self.out.bias),
                 hidden_slots,

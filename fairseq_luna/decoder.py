@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .dropout import Dropout
 from .encoder import EncoderOut
+from .functional import log_softmax_
 from .inference import Linear
 from .layers import LunaDecoderLayer, SourceView
 
@@ -49,9 +50,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
             self.output_projection.weight = embed_tokens.weight
         else:
             nn.init.normal_(self.output_projection.weight, std=dim**-0.5)
-        # until `prepare_for_inference` tells: at single steps alone
+        # until `LunaTransformerModel.prepare_for_inference_` tells: at single steps alone
         self.need_attn: Optional[bool] = None
-        self.consumes_logits = False
 
     def embed(self, prev_output_tokens: Tensor, incremental_state: Optional[Dict[Any, Any]]) -> Tensor:
         """Tokens (B, n) -> X of the first layer, (B, n, D), or (B, 1, D) of the last token."""
@@ -130,18 +130,13 @@ class LunaDecoder(FairseqIncrementalDecoder):
         """Features (B, n, D) -> logits (B, n, V)."""
         return self.output_projection(features)
 
-    def prepare_for_inference(self, need_attn: bool) -> None:
-        """From here on the decoder only generates; `need_attn` if alignments are to be read."""
-        self.need_attn = need_attn
-        self.consumes_logits = True
-
     def get_normalized_probs(
         self, net_output: Tuple[Tensor, Any], log_probs: bool, sample: Optional[Dict[str, Tensor]] = None
     ) -> Tensor:
-        """As fairseq's; in generation log-probabilities take the place of the logits, in their memory."""
+        """As fairseq's, but log-probabilities in float32 take the place of the logits, in their memory."""
         logits = net_output[0]
-        if self.consumes_logits and log_probs and logits.dtype == torch.float32:
-            return torch.log_softmax(logits, dim=-1, out=logits)
+        if log_probs and logits.dtype == torch.float32:
+            return log_softmax_(logits)
         return super().get_normalized_probs(net_output, log_probs, sample)
 
     def max_positions(self) -> int:

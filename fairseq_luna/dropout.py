@@ -28,7 +28,7 @@ class _Dropout(torch.autograd.Function):
     """x -> x times the mask times the scale, and the same of the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropped_of_steps: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, dropped_of_steps: int) -> Tensor:
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         ctx.mask = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped_of_steps - STEPS // 2
         ctx.scale = STEPS / (STEPS - dropped_of_steps) if dropped_of_steps < STEPS else 0.0
@@ -36,7 +36,7 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return (grad * ctx.mask).mul_(ctx.scale), None
 
 

@@ -158,7 +158,7 @@ class _ChunkCausalSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, y, z, before, chunks, output_state):  # type: ignore[override]
+    def forward(ctx, x, y, z, before, chunks, output_state):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, y, z, before)
         ctx.chunks = chunks
@@ -176,7 +176,7 @@ class _ChunkCausalSums(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out, d_after):  # type: ignore[override]
+    def backward(ctx, d_out, d_after):
         x, y, z, before = ctx.saved_tensors
         n = x.size(2)
         if d_out is None:
@@ -259,6 +259,28 @@ def softmax(logits: Tensor, hidden: Optional[Tensor] = None, dtype: Optional[tor
     return F.softmax(logits, dim=-1, dtype=dtype).to(logits.dtype)
 
 
+def log_softmax_(logits: Tensor) -> Tensor:
+    """Log-softmax over the last dimension, in place: a vocabulary wide, it is the largest tensor there is."""
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return _LogSoftmax.apply(logits)
+    return torch.log_softmax(logits, dim=-1, out=logits)
+
+
+class _LogSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits):
+        ctx.mark_dirty(logits)
+        torch.log_softmax(logits, dim=-1, out=logits)
+        ctx.save_for_backward(logits)
+        return logits
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (log_probs,) = ctx.saved_tensors
+        return torch._log_softmax_backward_data(grad, log_probs, -1, log_probs.dtype)
+
+
 def identity(weights: Tensor) -> Tensor:
     """The dropout of a model at rest."""
     return weights
@@ -288,8 +310,15 @@ def attention(
     Returns:
         (B, H, n, d) and the weights (B, H, n, m) before dropout.
     """
+    query, key, value = _ordered(query, key, value)
     weights = softmax(query @ key.transpose(-1, -2), hidden, softmax_dtype)
     return dropout(weights) @ value, weights
+
+
+def _ordered(query: Tensor, key: Tensor, value: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Each in one block of memory, copied once: products of batches would copy it every time, and keep the copies."""
+    ordered = key.contiguous()
+    return query.contiguous(), ordered, ordered if value is key else value.contiguous()
 
 
 def pack_unprojected(
@@ -348,8 +377,8 @@ def unpack_unprojected(
 
     Args:
         x: X, (B, n, D).
-        query: W_Q (H, d, D) and b_Q (H, d).
-        key: of Y_P, scaled as queries are otherwise, (B, H, l, d).
+        query: W_Q (H, d, D) and b_Q (H, d), scaled.
+        key: of Y_P, (B, H, l, d).
         value: of Y_P, (B, H, l, d).
         out: W_O (H, d, D'), and the bias (D') of the result.
         hidden: (B, l), True where a slot is not used.
@@ -425,6 +454,8 @@ def causal_attention(
         Y (B, H, n, d) and A_unpack (B, H, n, l).
     """
     dtype = query.dtype
+    query, key, value = _ordered(query, key, value)
+    pack = pack.contiguous()
     logits, _ = chunk_causal_product(query.to(accumulation_dtype(dtype)), key, pack)
     unpack = softmax(logits, hidden, softmax_dtype)
     out, _ = chunk_causal_product(dropout(unpack), pack, value)

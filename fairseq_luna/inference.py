@@ -5,7 +5,7 @@ Norms, softmaxes, residuals and the decoder's state stay in float32 in all of th
 
 import warnings
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, Optional
+from typing import Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
+Parameters = Tuple[Tensor, Optional[Tensor]]
 
 
 class Linear(nn.Linear):
@@ -20,39 +21,43 @@ class Linear(nn.Linear):
 
     prepared: Optional[Product] = None
 
+    def parameters_as_used(self) -> Parameters:
+        """Weight and bias of the product."""
+        return self.weight, self.bias
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.prepared is None else self.prepared(x)
+        return F.linear(x, *self.parameters_as_used()) if self.prepared is None else self.prepared(x)
 
 
-def fp32_product(layer: nn.Linear) -> Product:
+def fp32_product(weight: Tensor, bias: Optional[Tensor]) -> Product:
     """The product in float32, with weights in the order in which oneDNN reads them."""
-    return _packed(layer, torch.float32)
+    return _packed(weight, bias, torch.float32)
 
 
-def bf16_product(layer: nn.Linear) -> Product:
+def bf16_product(weight: Tensor, bias: Optional[Tensor]) -> Product:
     """Weights and inputs in bfloat16, summed in float32; fast on processors that have instructions for it."""
-    return _packed(layer, torch.bfloat16)
+    return _packed(weight, bias, torch.bfloat16)
 
 
-def int8_product(layer: nn.Linear) -> Product:
+def int8_product(weight: Tensor, bias: Optional[Tensor]) -> Product:
     """Weights in 8 bits with a scale for each output, inputs with one scale a call (torch's dynamic quantisation)."""
-    weight = layer.weight.detach()
     scales = weight.abs().amax(dim=1).clamp(min=1e-8).double() / 127
     zeros = torch.zeros(len(weight), dtype=torch.int64)
     with _quantisation_engine(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch 2.13 announces that its quantised tensors will move to torchao
         quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        packed = torch.ops.quantized.linear_prepack(quantised, None if layer.bias is None else layer.bias.detach())
+        packed = torch.ops.quantized.linear_prepack(quantised, bias)
     return lambda x: torch.ops.quantized.linear_dynamic(x, packed)
 
 
-PRODUCTS: Dict[str, Callable[[nn.Linear], Product]] = {
+PRODUCTS: Dict[str, Callable[[Tensor, Optional[Tensor]], Product]] = {
     "fp32": fp32_product,
     "bf16": bf16_product,
     "int8": int8_product,
 }
 
 
+@torch.no_grad()
 def prepare_products(module: nn.Module, precision: str) -> None:
     """Gives every projection in a module on a CPU its form for generation; training is over then.
 
@@ -62,12 +67,12 @@ def prepare_products(module: nn.Module, precision: str) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, Linear):
-            layer.prepared = PRODUCTS[precision](layer)
+            weight, bias = layer.parameters_as_used()
+            layer.prepared = PRODUCTS[precision](weight.detach(), None if bias is None else bias.detach())
 
 
-def _packed(layer: nn.Linear, dtype: torch.dtype) -> Product:
-    weight = layer.weight.detach().to(dtype)
-    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+def _packed(weight: Tensor, bias: Optional[Tensor], dtype: torch.dtype) -> Product:
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     try:
         # what torch's own compiler makes of a frozen linear layer
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)

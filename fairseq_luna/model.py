@@ -67,7 +67,7 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         """
         super().prepare_for_inference_(cfg)
         asked = cfg.generation
-        self.decoder.prepare_for_inference(bool(asked.print_alignment) or asked.replace_unk is not None)
+        self.decoder.need_attn = bool(asked.print_alignment) or asked.replace_unk is not None
         weight, precision = self.decoder.output_projection.weight, self.inference_precision
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             # the encoder's products run once a sentence, too seldom for another layout in memory to pay

@@ -75,7 +75,7 @@ def peak_memory(device: Any) -> int:
 
 
 def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, Any]:
-    """A fairseq model of the arm at these sizes as fairseq-train would build it, with its task, configuration and arguments."""
+    """A model as fairseq-train would build it, with its task, configuration and arguments."""
     from fairseq import options, tasks
     from fairseq.data import Dictionary
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
