@@ -22,7 +22,7 @@ from .reference_names import rename_reference_parameters
 class LunaTransformerModel(FairseqEncoderDecoderModel):
     """Sequence-to-sequence Transformer with Luna attention throughout (arXiv 2106.01540)."""
 
-    inference_precision: str
+    inference_precision = "fp32"
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LunaTransformerModel":

@@ -37,11 +37,11 @@ def serve(connection: Any, workload: str, arm: Dict[str, Any], sizes: Dict[str, 
         while connection.recv():
             synchronise(device)
             start = time.perf_counter()
-            step()
+            parts = step() or {}
             synchronise(device)
             seconds = time.perf_counter() - start
             peak = peak_memory(device)
-            connection.send({"seconds": seconds, "memory": peak - before, "whole": peak})
+            connection.send({"seconds": seconds, **parts, "memory": peak - before, "whole": peak})
     except EOFError:
         pass
     except MemoryError as error:
@@ -159,8 +159,6 @@ def training(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
 
 def decoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     """Beam search of a batch to exactly `out_length` tokens, by fairseq's own generator."""
-    import torch
-
     source = sentences(sizes["batch"], sizes["length"], sizes, left_pad=True)
     if arm["arch"] == "ctranslate2":
         return ctranslate2(arm, sizes, source)
@@ -174,13 +172,26 @@ def decoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     generator = task.build_generator([model], cfg.generation)
     net_input = {"src_tokens": source.to(device), "src_lengths": (source != 1).sum(dim=1).to(device)}
 
-    def step() -> None:
+    encode = model.encoder.forward_torchscript
+    parts = {}
+
+    def timed(*inputs: Any) -> Any:
+        synchronise(device)
+        start = time.perf_counter()
+        out = encode(*inputs)
+        synchronise(device)
+        parts["encoder"] = time.perf_counter() - start
+        return out
+
+    model.encoder.forward_torchscript = timed
+
+    def step() -> Dict[str, float]:
         found = task.inference_step(generator, [model], {"net_input": net_input})
         if any(len(best[0]["tokens"]) != sizes["out_length"] for best in found):
             raise RuntimeError(f"a hypothesis is not of {sizes['out_length']} tokens")
+        return parts
 
-    with torch.no_grad():
-        return step
+    return step
 
 
 def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any) -> Step:
@@ -236,7 +247,7 @@ def encoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     else:
 
         def encode() -> Any:
-            return encoder.encode(tokens)[0].mean(dim=1)
+            return encoder.encode(tokens).states[-1].mean(dim=1)
 
     head = torch.nn.Linear(sizes["dim"], 2).to(device)
     labels = torch.randint(2, (rows,), device=device)

@@ -13,3 +13,9 @@ if [ ! "$python" ]; then
   bash "$root/scripts/setup.sh"
   python=$(cd "$root" && cd "${VENV:-.venv}/bin" && pwd)/python
 fi
+
+# glibc gives big blocks of memory back to the kernel at once and gets them anew, page by page: a third of the time of
+# a training step on a CPU. With these it keeps them.
+reuse_memory() {
+  export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_-100000000000}"
+}

@@ -2,4 +2,5 @@
 # Average, translate and score: from a trained run to its figures and table. `--help` lists the options.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
+reuse_memory
 exec "$python" "$root/scripts/evaluate.py" "$@"

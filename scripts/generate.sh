@@ -2,4 +2,5 @@
 # Translate a subset of a run's data by beam search. `--help` lists the options.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
+reuse_memory
 exec "$python" "$root/scripts/generate.py" "$@"

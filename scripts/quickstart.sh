@@ -2,4 +2,5 @@
 # Train, translate and score on the embedded English-German corpus. `--help` lists the options.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
+reuse_memory
 exec "$python" "$root/scripts/quickstart.py" "$@"

@@ -2,4 +2,5 @@
 # Train by a YAML of configs/ on all GPUs of this machine, or of several. `--help` lists the options.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
+reuse_memory
 exec "$python" "$root/scripts/train.py" "$@"

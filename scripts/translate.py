@@ -51,6 +51,12 @@ def parse_args() -> argparse.Namespace:
         "--buffer", type=int, metavar="N", help="lines read before any is translated (default 256; 1 on a terminal)"
     )
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "int8"),
+        default="fp32",
+        help="of the products with a Luna's weights on a CPU: lower is faster (default %(default)s)",
+    )
     args = parser.parse_args()
     for flag in "beam", "batch_size", "buffer":
         value = getattr(args, flag)
@@ -102,7 +108,12 @@ class Translator:
         cfg.generation.beam, cfg.generation.lenpen = args.beam, args.lenpen
         cfg.generation.max_len_a, cfg.generation.max_len_b = DECODING["--max-len-a"], DECODING["--max-len-b"]
         self.gpu = torch.cuda.is_available() and not args.cpu
+        if args.precision != "fp32" and self.gpu:
+            raise Problem(f"--precision {args.precision} is for a CPU: add --cpu, or leave it out")
         for model in self.models:
+            if args.precision != "fp32" and not hasattr(model, "inference_precision"):
+                raise Problem(f"--precision {args.precision} is for Luna models, which that in {checkpoint} is not")
+            model.inference_precision = args.precision
             if self.gpu:
                 model.cuda()
             model.prepare_for_inference_(cfg)

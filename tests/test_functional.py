@@ -6,13 +6,19 @@ import torch
 from fairseq_luna.functional import (
     CAUSAL_ACTIVATIONS,
     CausalState,
+    RunningMean,
     attention,
     causal_attention,
     causal_attention_step,
     chunk_causal_product,
     empty_state,
+    identity,
+    log_softmax_,
+    logits_unprojected,
     naive_causal_product,
+    pack_unprojected,
     recurrent_causal_product,
+    unpack_unprojected,
 )
 
 FORMS = {"chunk": chunk_causal_product, "recurrent": recurrent_causal_product}
@@ -106,6 +112,138 @@ def test_gradcheck_of_attention():
     assert torch.autograd.gradcheck(lambda *args: attention(*args, hidden), (query, key, value))
 
 
+def test_gradcheck_of_the_product_on_a_state():
+    """Also of what came before, and through what goes on to the next."""
+    x, y, z = (u.requires_grad_() for u in inputs(7, batch=1, heads=2, d1=3, d2=2))
+    mean = torch.randn(1, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+
+    def run(x, y, z, mean):
+        out, after = chunk_causal_product(x, y, z, RunningMean(mean, 4), output_state=True, chunk_size=3)
+        return out, after.mean
+
+    assert torch.autograd.gradcheck(run, (x, y, z, mean))
+    assert torch.autograd.gradcheck(lambda *args: run(*args)[1], (x, y, z, mean))
+
+
+def test_the_product_keeps_its_inputs_alone_for_the_gradients():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        args = [u.requires_grad_() for u in inputs(1000, torch.float32)]
+        chunk_causal_product(*args)
+    inside = {u.data_ptr() for u in args}
+    assert sum(t.numel() for t in kept if t.data_ptr() not in inside) <= 1000  # 1/t
+
+
+def moved(n, heads=3, dim=12, slots=5, dtype=torch.float64, seed=0):
+    """X, W and b of two projections by head, Q of slots, mask of X."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        u = torch.randn(shape, generator=generator, dtype=torch.float64) / max(1, shape[-1]) ** 0.5
+        return u.to(dtype).requires_grad_(dtype == torch.float64)
+
+    d = dim // heads
+    projections = [(draw(heads, d, dim), draw(heads, d)) for _ in range(2)]
+    hidden = torch.arange(n) >= torch.tensor([[n], [max(1, n - 3)]])
+    return draw(2, n, dim), projections, draw(2, heads, slots, d), hidden
+
+
+def project(x, projection):
+    """(B, n, D) -> (B, H, n, d), before anything is moved."""
+    weight, bias = projection
+    return torch.einsum("bnk,hdk->bhnd", x, weight) + bias.unsqueeze(1)
+
+
+def agree(found, want, args, tolerance=1e-12):
+    """Values, and gradients of both to all of args."""
+    weights = [torch.linspace(0.5, 2, u.numel(), dtype=u.dtype).view_as(u) for u in found]
+    for a, b in zip(found, want):
+        close(a, b, tolerance)
+    if args[0].requires_grad:
+        grads = [torch.autograd.grad(sum((u * w).sum() for u, w in zip(us, weights)), args) for us in (found, want)]
+        for a, b in zip(*grads):
+            close(a, b, tolerance)
+
+
+class Thinning:
+    """A dropout with a fixed mask, the same for weights in any layout of the last dimensions."""
+
+    def __init__(self, transposed=False):
+        self.transposed = transposed
+
+    def __call__(self, weights):
+        weights = weights.transpose(1, 2) if self.transposed else weights
+        mask = torch.arange(weights.numel(), dtype=weights.dtype).reshape(weights.shape) % 3
+        return (weights * mask).transpose(1, 2) if self.transposed else weights * mask
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("n", [1, 2, 63, 100, 1000])
+@pytest.mark.parametrize("thin", [False, True], ids=["whole", "dropout"])
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "padded"])
+def test_pack_unprojected_is_attention(n, thin, masked):
+    context, (key, value), query, hidden = moved(n)
+    rest = (hidden if masked else None, Thinning() if thin else identity)
+    found = pack_unprojected(query, context, key, value, *rest)
+    want = attention(query, project(context, key), project(context, value), *rest)
+    agree(found, want, [context, query, *key, *value])
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("n", [1, 2, 63, 100, 1000])
+@pytest.mark.parametrize("thin", [False, True], ids=["whole", "dropout"])
+@pytest.mark.parametrize("masked", [False, True], ids=["full", "padded"])
+def test_unpack_unprojected_is_attention(n, thin, masked):
+    x, (query, out), key, _ = moved(n)
+    value, bias = moved(n, seed=1)[2], moved(12, seed=2)[0][0, 0]
+    hidden = torch.arange(5) >= torch.tensor([[5], [2]]) if masked else None
+    found = unpack_unprojected(
+        x, query, key, value, (out[0], bias), hidden, Thinning(transposed=True) if thin else identity
+    )
+    read, weights = attention(project(x, query), key, value, hidden, Thinning() if thin else identity)
+    want = torch.einsum("bhnd,hdk->bnk", read, out[0]) + bias, weights
+    agree(found, want, [x, key, value, *query, out[0], bias])
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("n", [1, 65])
+def test_logits_unprojected_are_logits(n):
+    x, (projection, _), slots, _ = moved(n)
+    found = logits_unprojected(x, projection, slots)
+    want = project(x, projection) @ slots.transpose(-1, -2)
+    agree([found], [want.transpose(1, 2).flatten(2)], [x, slots, *projection])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@torch.no_grad()
+def test_unprojected_forms_in_half_precision(dtype):
+    """No farther from the truth than the forms that project first, but for one rounding."""
+    x, (key, value), query, hidden = moved(500, dtype=dtype)
+    wide = [u.double() for u in (x, *key, *value, query)]
+    want, _ = attention(wide[5], project(wide[0], wide[1:3]), project(wide[0], wide[3:5]), hidden)
+    direct, _ = attention(query, project(x, key), project(x, value), hidden)
+    found, _ = pack_unprojected(query, x, key, value, hidden)
+    assert found.dtype == dtype
+    error, bound = (found.double() - want).abs().max(), (direct.double() - want).abs().max()
+    assert error <= 2 * bound + torch.finfo(dtype).eps * want.abs().max()
+
+
+@torch.no_grad()
+def test_log_softmax_in_place():
+    logits = inputs(7, torch.float32)[0] * 30
+    want, memory = logits.log_softmax(-1), logits.data_ptr()
+    found = log_softmax_(logits)
+    assert torch.equal(found, want) and found.data_ptr() == memory
+
+
+def test_gradient_of_log_softmax_in_place():
+    x = inputs(3)[0].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: log_softmax_(x * 2), x)
+    # log-probabilities are their own log-probabilities: whoever asks twice gets the same
+    once = log_softmax_(x * 2)
+    close(log_softmax_(once.clone()), once)
+
+
 @pytest.mark.stock
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_steps_of_causal_attention_equal_the_whole(tied):
@@ -187,10 +325,20 @@ def test_large_logits_are_not_rounded_before_their_softmax(dtype):
     close(out.double(), want, tolerance=0.05)
 
 
-def test_long_sequences_in_float32():
-    x, y, z = inputs(8192, torch.float32, batch=1, heads=1)
-    want, _ = chunk_causal_product(*(u.double() for u in (x, y, z)))
+@pytest.mark.parametrize("n", [8191, 8192])
+def test_long_sequences_in_float32(n):
+    x, y, z = inputs(n, torch.float32, batch=1, heads=1)
+    want, _ = naive_causal_product(*(u.double() for u in (x, y, z)))
     close(chunk_causal_product(x, y, z)[0].double(), want, tolerance=2e-5)
+
+
+def test_gradients_of_8192_tokens():
+    def grads(product):
+        args = [u.requires_grad_() for u in inputs(8192, batch=1, heads=1, d1=3, d2=2)]
+        return torch.autograd.grad(product(*args)[0].square().sum(), args)
+
+    for found, want in zip(grads(chunk_causal_product), grads(naive_causal_product)):
+        close(found, want, tolerance=1e-10)
 
 
 @pytest.mark.parametrize("product", [*FORMS.values(), naive_causal_product])

@@ -6,6 +6,8 @@ from fairseq.models import FairseqDecoder, FairseqEncoderDecoderModel
 from fairseq.sequence_generator import SequenceGenerator
 from tiny import EOS, PAD, VARIANTS, build, sentences, sharpen, targets
 
+from fairseq_luna import attention
+
 variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 
 
@@ -186,3 +188,53 @@ def test_reordering_follows_the_beams(settings):
     want, _ = model.decoder(prev, encoder_out)
     torch.testing.assert_close(out[:, 0], want[order, -1], rtol=0, atol=1e-9)
     torch.testing.assert_close(moved["encoder_states"][1], encoder_out["encoder_states"][1][:, order])
+
+
+@torch.no_grad()
+@variants
+@pytest.mark.parametrize("order", [[0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 2], [2, 1, 1], [1, 1, 1], [2, 0, 2]], ids=str)
+def test_rows_in_any_number_and_order(settings, order):
+    """Beams that share a sentence, uneven ones that cannot, step by step and all at once."""
+    model, order = sharpen(build(**settings)), torch.tensor(order)
+    source, prev = sentences([12, 5, 2]), targets([4, 4, 4])
+    whole = model.encoder(source)
+    want = model.decoder(prev, whole)[0][order]
+    expanded, state = model.encoder.reorder_encoder_out(whole, order), {}
+    close = {"rtol": 0, "atol": 1e-9}
+    torch.testing.assert_close(model.decoder(prev[order], expanded)[0], want, **close)
+    steps = [model.decoder(prev[order, : t + 1], expanded, incremental_state=state)[0] for t in range(4)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), want, **close)
+
+
+def test_steps_have_gradients():
+    """Without them a step writes over the state; with them it must not."""
+    model = sharpen(build())
+    source, prev = sentences([12, 5]), targets([6, 6])
+
+    def gradient(logits):
+        return torch.autograd.grad(logits.square().sum(), model.encoder.packed_embedding)[0]
+
+    state, encoder_out = {}, model.encoder(source)
+    steps = [model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(6)]
+    want = gradient(model.decoder(prev, model.encoder(source))[0])
+    torch.testing.assert_close(gradient(torch.cat(steps, dim=1)), want, rtol=1e-6, atol=1e-9)
+
+
+@torch.no_grad()
+@variants
+def test_long_source_and_target(settings, monkeypatch):
+    """So long that projections are moved to the slots, in the encoder and in a whole pass of the decoder."""
+    settings = {**settings, "projection_length": 3, "max_source_positions": 300, "max_target_positions": 300}
+    model = sharpen(build(**settings))
+    calls = set()
+    for name in ("pack_unprojected", "unpack_unprojected", "logits_unprojected"):
+        form = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *a, name=name, form=form: calls.add(name) or form(*a))
+    source, prev = sentences([230, 100, 2]), targets([200, 200, 200])
+    encoder_out, state = model.encoder(source), {}
+    want = model.decoder(prev, encoder_out)[0]
+    assert calls == {"pack_unprojected", "unpack_unprojected", "logits_unprojected"}
+    short = model.encoder(sentences([230, 100, 2])[1:2, -100:])
+    torch.testing.assert_close(model.decoder(prev[1:2], short)[0], want[1:2], rtol=0, atol=1e-9)
+    steps = [model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[0] for t in range(200)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), want, rtol=0, atol=1e-9)

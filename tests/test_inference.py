@@ -1,0 +1,97 @@
+"""Forms for generation alone: prepared products, what is left out, and that training does not know of them."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from tiny import build, sentences, sharpen, targets
+
+from fairseq_luna import inference
+from fairseq_luna.inference import PRODUCTS, Linear, prepare_products
+
+
+def generation(**asked):
+    """fairseq's configuration of a generation, as far as models look at it."""
+    return Namespace(generation=Namespace(**{"beam": 5, "print_alignment": None, "replace_unk": None, **asked}))
+
+
+def steps(model, length=30):
+    """Log-probabilities of a step by step decoding, and the last attention."""
+    encoder_out, state = model.encoder(sentences([12, 5])), {}
+    prev, found = targets([length] * 2), []
+    for t in range(length):
+        out = model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)
+        attention = out[1]["attn"][0]
+        found.append(model.get_normalized_probs(out, log_probs=True))
+    return torch.cat(found, dim=1), attention
+
+
+# relative to the largest of a product: roundings of each form
+ERRORS = {"fp32": 1e-6, "bf16": 0.02, "int8": 0.03}
+
+
+@pytest.mark.parametrize("precision", PRODUCTS)
+@pytest.mark.parametrize("shape", [(1, 7), (3, 5, 7), (80, 7)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_products_of_each_precision(precision, shape, bias):
+    torch.manual_seed(0)
+    layer, x = Linear(7, 13, bias=bias), torch.randn(shape)
+    with torch.no_grad():
+        want = layer(x)
+        prepare_products(layer, precision)
+        found = layer(x)
+    assert found.shape == want.shape and found.dtype == torch.float32
+    assert (found - want).abs().max() <= ERRORS[precision] * want.abs().max()
+    assert (precision == "fp32") or not torch.equal(found, want)  # another product was taken indeed
+
+
+@pytest.mark.parametrize("precision", PRODUCTS)
+def test_products_without_onednn(precision, monkeypatch):
+    monkeypatch.setattr(inference.torch.ops, "mkldnn", Namespace(), raising=False)
+    torch.manual_seed(0)
+    layer, x = Linear(7, 13), torch.randn(3, 7)
+    with torch.no_grad():
+        want = layer(x)
+        prepare_products(layer, precision)
+        assert (layer(x) - want).abs().max() <= ERRORS[precision] * want.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"untie_luna_kv": True}], ids=["tied", "untied"])
+@pytest.mark.parametrize("precision", PRODUCTS)
+def test_a_prepared_model_says_the_same(precision, settings):
+    model = sharpen(build(double=False, inference_precision=precision, **settings).double()).float()
+    want, _ = steps(model)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.prepare_for_inference_(generation())
+    found, _ = steps(model)
+    # log-probabilities of a model whose errors add up over layers and 30 steps
+    assert (found - want).abs().mean() <= 3 * ERRORS[precision]
+    assert torch.equal(found, want) == False or precision == "fp32"  # noqa: E712
+    # what a checkpoint would hold is as before
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("asked", [{"print_alignment": "hard"}, {"replace_unk": "dictionary"}, {"replace_unk": ""}])
+def test_attention_is_made_only_where_it_is_read(asked):
+    model = build()
+    assert steps(model, 2)[1] is not None  # who asks the model itself gets it
+    model.prepare_for_inference_(generation())
+    assert steps(model, 2)[1] is None
+    other = build()
+    other.prepare_for_inference_(generation(**asked))
+    assert steps(other, 2)[1].shape == (2, 1, 12)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_lower_precision_of_a_half_model_is_refused(precision):
+    model = build(double=False, inference_precision=precision).half()
+    with pytest.raises(ValueError, match=f"--inference-precision {precision} .* float16 on cpu; leave it out."):
+        model.prepare_for_inference_(generation())
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="--inference-precision 'int4' is unknown; choose from fp32, bf16, int8."):
+        build(inference_precision="int4")
