@@ -141,7 +141,8 @@ class Pack(nn.Module):
         """
         query = self.query(packed)
         dim, heads, projections = self.query.in_features, self.query.heads, 1 if self.key_value.tied else 2
-        if _worth_moving(context.size(1), packed.size(1), dim, heads, projections):
+        prepared = self.query.is_prepared()  # then direct products are the faster ones, or of another precision
+        if not prepared and _worth_moving(context.size(1), packed.size(1), dim, heads, projections):
             out, weights = pack_unprojected(query, context, *self.key_value.by_head(), padding, self.dropout)
         else:
             key, value = self.key_value(context)
@@ -170,8 +171,9 @@ class Unpack(nn.Module):
         Returns:
             Y_X (B, n, D) and the unpack weights (B, H, n, l).
         """
-        if _worth_moving(x.size(1), key.size(2), self.query.in_features, self.query.heads, projections=2):
-            weight = self.out.weight.t().unflatten(0, (self.query.heads, -1))
+        dim, heads = self.query.in_features, self.query.heads
+        if not self.query.is_prepared() and _worth_moving(x.size(1), key.size(2), dim, heads, projections=2):
+            weight = self.out.weight.t().unflatten(0, (heads, -1))
             return unpack_unprojected(
                 x,
                 self.query.by_head(),
@@ -260,7 +262,8 @@ class LunaCausalAttention(nn.Module):
     def pack_logits(self, x: Tensor, pack_query: Tensor) -> Tensor:
         """X P^T: (B, n, D), (B, H, l, d) -> (B, H, n, l)."""
         n, dim, (heads, slots) = x.size(1), x.size(2), pack_query.shape[1:3]
-        if _worth_moving(n, slots, dim, heads, projections=2):  # one projection and one product: half of both
+        # one projection and one product, so half of both sides
+        if not self.query.is_prepared() and _worth_moving(n, slots, dim, heads, projections=2):
             logits = logits_unprojected(x, self.pack_key.by_head(), pack_query)
             return logits.unflatten(2, (heads, slots)).transpose(1, 2)
         return self.pack_key(x) @ pack_query.transpose(-1, -2)

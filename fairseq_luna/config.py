@@ -83,7 +83,7 @@ class LunaTransformerConfig(FairseqDataclass):
     # generation
     inference_precision: InferencePrecision = field(  # type: ignore[valid-type]
         default="fp32",
-        metadata=_help("of the products with weights in generation on a CPU; may be set by --model-overrides"),
+        metadata=_help("of the products with weights in generation on a CPU (settable by --model-overrides)"),
     )
 
     # embeddings

@@ -111,7 +111,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
             encoder_out = one_per_row(encoder_out)
         else:
             # the beams of a sentence read it as the positions of one sequence would: (B, beams, D)
-            x = x.view(len(encoder_out["cross_key"][0]), -1, dim)
+            sentences = len(encoder_out["cross_key"][0])
+            x = x.view(sentences, rows // max(1, sentences), dim)
         hidden_slots = next(iter(encoder_out["packed_padding_mask"]), None)
         states = [x]
         for layer, view in zip(self.layers, source_views(encoder_out)):
@@ -133,7 +134,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
     def get_normalized_probs(
         self, net_output: Tuple[Tensor, Any], log_probs: bool, sample: Optional[Dict[str, Tensor]] = None
     ) -> Tensor:
-        """As fairseq's, but log-probabilities in float32 take the place of the logits, in their memory."""
+        """As fairseq's, but log-probabilities in float32 take the place of the logits, in their memory:
+        `net_output[0]` holds them from then on, whose softmax is the same."""
         logits = net_output[0]
         if log_probs and logits.dtype == torch.float32:
             return log_softmax_(logits)

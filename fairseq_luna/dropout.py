@@ -7,6 +7,7 @@ from fairseq.modules import FairseqDropout
 from torch import Tensor
 
 STEPS = 1 << 16  # probabilities are multiples of 1 / STEPS
+TORCH_IS_FASTER = torch.__version__.startswith("1.")
 
 
 class Dropout(FairseqDropout):
@@ -19,9 +20,10 @@ class Dropout(FairseqDropout):
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         at_work = self.p > 0 and (self.training or self.apply_during_inference)
-        if not at_work or x.device.type != "cpu" or TORCH_IS_FAST:
+        dropped = round(self.p * STEPS)
+        if not at_work or x.device.type != "cpu" or TORCH_IS_FASTER or dropped == STEPS:
             return super().forward(x, inplace)
-        return _Dropout.apply(x, round(self.p * STEPS))
+        return _Dropout.apply(x, dropped)
 
 
 class _Dropout(torch.autograd.Function):
@@ -31,13 +33,10 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dropped_of_steps: int) -> Tensor:
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         ctx.mask = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped_of_steps - STEPS // 2
-        ctx.scale = STEPS / (STEPS - dropped_of_steps) if dropped_of_steps < STEPS else 0.0
+        ctx.scale = STEPS / (STEPS - dropped_of_steps)
         return (x * ctx.mask).mul_(ctx.scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         return (grad * ctx.mask).mul_(ctx.scale), None
-
-
-TORCH_IS_FAST = torch.__version__.startswith("1.")

@@ -24,12 +24,14 @@ class Encoded(NamedTuple):
     """What the encoder's layers make of a batch.
 
     Attributes:
+        out: the last X, (B, n, D), normed in a pre-norm encoder.
         states: X before the first and after each layer, (B, n, D) each.
         packed: the last P, (B, l', D).
         padding: (B, n), True where the source is padded; None where nothing is.
         hidden_slots: (B, l'), True where a sentence has no such slot; None where all have all.
     """
 
+    out: Tensor
     states: List[Tensor]
     packed: Tensor
     padding: Optional[Tensor]
@@ -141,13 +143,14 @@ class LunaEncoder(FairseqEncoder):
         padding = is_padding if is_padding.any() else None
         slots, hidden_slots = self.slots(is_padding)
 
-        states, packed = [self.embed(src_tokens)], self.embed_packed(len(src_tokens), slots)
+        x, packed = self.embed(src_tokens), self.embed_packed(len(src_tokens), slots)
+        states = [x]
         for layer in self.layers:
-            x, packed = layer(states[-1], packed, padding, hidden_slots)
+            x, packed = layer(x, packed, padding, hidden_slots)
             states.append(x)
         if self.layer_norm is not None and self.packed_layer_norm is not None:
-            states[-1], packed = self.layer_norm(states[-1]), self.packed_layer_norm(packed)
-        return Encoded(states, packed, padding, hidden_slots)
+            x, packed = self.layer_norm(x), self.packed_layer_norm(packed)
+        return Encoded(x, states, packed, padding, hidden_slots)
 
     def forward(
         self,
@@ -180,11 +183,11 @@ class LunaEncoder(FairseqEncoder):
         Raises:
             ValueError: if the source is longer than learned positions reach.
         """
-        states, packed, padding, hidden_slots = self.encode(src_tokens)
-        views, weights = self.memory(packed, states[-1], padding)
+        x, states, packed, padding, hidden_slots = self.encode(src_tokens)
+        views, weights = self.memory(packed, x, padding)
         tied = views[-1].cross_value is views[-1].cross_key
         return {
-            "encoder_out": [states[-1].transpose(0, 1)],
+            "encoder_out": [x.transpose(0, 1)],
             "encoder_padding_mask": [src_tokens.eq(self.padding_idx)],
             "encoder_states": [s.transpose(0, 1) for s in states] if return_all_hiddens else [],
             "packed_out": [packed.transpose(0, 1)],
@@ -228,7 +231,7 @@ class LunaEncoder(FairseqEncoder):
         if torch.equal(sentence, before):
             return encoder_out
         kept, beams = sentence.unique_consecutive(return_counts=True)
-        if not bool((beams == beams[0]).all()):
+        if not bool((beams == beams[:1]).all()):
             kept, beams = sentence, torch.ones_like(sentence)
         rows = torch.arange(len(kept), device=kept.device).repeat_interleave(beams)
         if torch.equal(kept, before.unique_consecutive()):

@@ -94,6 +94,8 @@ def naive_causal_product(
 ) -> ProductResult:
     """f as the equation has it: every outer product, their cumulative mean, then x.
 
+    Costs O(n d1 d2) in time and in memory, of which gradients keep several copies.
+
     Args:
         x: (B, H, n, d1).
         y: (B, H, n, d1).
@@ -126,8 +128,9 @@ def chunk_causal_product(
 ) -> ProductResult:
     """f by chunks of c positions: inside a chunk tril(X Y^T) Z, between chunks the running sum.
 
-    Exact for every n, with time linear in n: O(n c (d1 + d2)) inside, O(n d1 d2) between. For the
-    gradients x, y and z are kept, and nothing else: the rest is computed again.
+    Exact for every n, with time linear in n: O(n c (d1 + d2)) inside, O(n d1 d2) between, and memory
+    O(n (c + d1 d2 / c)). For the gradients x, y and z are kept, and nothing else: the rest is
+    computed again.
     Arguments, shapes and results as in `naive_causal_product`.
 
     Raises:
@@ -164,41 +167,40 @@ class _ChunkCausalSums(torch.autograd.Function):
         ctx.chunks = chunks
         n = x.size(2)
         x, y, z = (_split(u, chunks) for u in (x, y, z))
-        sums = _sums_before(y, z, before)
         out = (x @ y.transpose(-1, -2)).tril_() @ z
-        if sums is not None:
-            out += x @ sums
         after = None
-        if output_state:
-            after = y[:, :, -1].transpose(-1, -2) @ z[:, :, -1]
-            after = after if sums is None else after + sums[:, :, -1]
+        if chunks > 1 or before is not None or output_state:
+            sums = _sums(y, z, before)
+            out += x @ sums[:, :, :-1]
+            after = sums[:, :, -1] if output_state else None
         return _join(out, n), after
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out, d_after):
         x, y, z, before = ctx.saved_tensors
-        n = x.size(2)
         if d_out is None:
             d_out = torch.zeros_like(x[..., :1]).expand(*x.shape[:3], z.size(-1))
-        x, y, z, d_out = (_split(u, ctx.chunks) for u in (x, y, z, d_out))
-        a = (x @ y.transpose(-1, -2)).tril_()
-        d_a = (d_out @ z.transpose(-1, -2)).tril_()
-        d_x, d_y, d_z = d_a @ y, d_a.transpose(-1, -2) @ x, a.transpose(-1, -2) @ d_out
-        sums = _sums_before(y, z, before)
-        if sums is not None:
-            d_x += d_out @ sums.transpose(-1, -2)
-        # the same sums from the end: flipped, a chunk's successors stand before it
-        later = _sums_before(x.flip(2), d_out.flip(2), d_after)
-        if later is not None:
-            later = later.flip(2)
-            d_y += z @ later.transpose(-1, -2)
-            d_z += y @ later
-        d_before = None
-        if before is not None and ctx.needs_input_grad[3]:
-            d_before = x[:, :, 0].transpose(-1, -2) @ d_out[:, :, 0]
-            d_before = d_before if later is None else d_before + later[:, :, 0]
-        return _join(d_x, n), _join(d_y, n), _join(d_z, n), d_before, None, None
+        return (*_chunk_gradients(x, y, z, before, d_out, d_after, ctx.chunks), None, None)
+
+
+@_without_autocast
+def _chunk_gradients(
+    x: Tensor, y: Tensor, z: Tensor, before: Optional[Tensor], d_out: Tensor, d_after: Optional[Tensor], chunks: int
+) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+    n = x.size(2)
+    x, y, z, d_out = (_split(u, chunks) for u in (x, y, z, d_out))
+    a = (x @ y.transpose(-1, -2)).tril_()
+    d_a = (d_out @ z.transpose(-1, -2)).tril_()
+    d_x, d_y, d_z = d_a @ y, d_a.transpose(-1, -2) @ x, a.transpose(-1, -2) @ d_out
+    d_before = None
+    if chunks > 1 or before is not None or d_after is not None:
+        sums, later = _sums(y, z, before), _sums(x, d_out, d_after, from_the_end=True)
+        d_x += d_out @ sums[:, :, :-1].transpose(-1, -2)
+        d_y += z @ later[:, :, 1:].transpose(-1, -2)
+        d_z += y @ later[:, :, 1:]
+        d_before = None if before is None else later[:, :, 0]
+    return _join(d_x, n), _join(d_y, n), _join(d_z, n), d_before
 
 
 def _split(u: Tensor, chunks: int) -> Tensor:
@@ -215,12 +217,12 @@ def _join(u: Tensor, n: int) -> Tensor:
     return u.flatten(2, 3)[:, :, :n]
 
 
-def _sums_before(y: Tensor, z: Tensor, start: Optional[Tensor]) -> Optional[Tensor]:
-    """start plus the sum of y_j^T z_j over the chunks before each, (B, H, chunks, d1, d2); None if all is 0."""
-    if y.size(2) == 1:
-        return None if start is None else start.unsqueeze(2)
-    added = y[:, :, :-1].transpose(-1, -2) @ z[:, :, :-1]
+def _sums(y: Tensor, z: Tensor, start: Optional[Tensor], from_the_end: bool = False) -> Tensor:
+    """The sum of y_j^T z_j before each chunk and after all, (B, H, chunks + 1, d1, d2), added to start (default 0)."""
+    added = y.transpose(-1, -2) @ z
     first = torch.zeros_like(added[:, :, :1]) if start is None else start.unsqueeze(2)
+    if from_the_end:
+        return torch.cat((added, first), dim=2).flip(2).cumsum(dim=2).flip(2)
     return torch.cat((first, added), dim=2).cumsum(dim=2)
 
 
@@ -232,8 +234,9 @@ def recurrent_causal_product(
     state: Optional[RunningMean] = None,
     output_state: bool = False,
 ) -> ProductResult:
-    """f one position after the other: S <- S + (y_t^T z_t - S) / t, then x_t S.
+    """f one position after the other: S <- (1 - 1/t) S + 1/t y_t^T z_t, then x_t S.
 
+    A step costs O(d1 d2) in time and in memory, whatever its position.
     Arguments, shapes and results as in `naive_causal_product`.
     """
     state = state or empty_state(y, z)
@@ -260,10 +263,18 @@ def softmax(logits: Tensor, hidden: Optional[Tensor] = None, dtype: Optional[tor
 
 
 def log_softmax_(logits: Tensor) -> Tensor:
-    """Log-softmax over the last dimension, in place: a vocabulary wide, it is the largest tensor there is."""
-    if torch.is_grad_enabled() and logits.requires_grad:
-        return _LogSoftmax.apply(logits)
-    return torch.log_softmax(logits, dim=-1, out=logits)
+    """Log-softmax over the last dimension, in place: a vocabulary wide, it is the largest tensor there is.
+
+    Log-probabilities are their own log-softmax: what was made here comes back as it is, so that a
+    criterion may ask twice. A part of a larger tensor is left alone, and gets a result of its own.
+    """
+    if not (torch.is_grad_enabled() and logits.requires_grad):
+        return torch.log_softmax(logits, dim=-1, out=logits)
+    if logits.grad_fn is not None and logits.grad_fn.name() == "_LogSoftmaxBackward":
+        return logits
+    if logits.is_leaf or logits._base is not None:
+        return F.log_softmax(logits, dim=-1)
+    return _LogSoftmax.apply(logits)
 
 
 class _LogSoftmax(torch.autograd.Function):
@@ -334,7 +345,8 @@ def pack_unprojected(
         softmax(Q (C W_K)^T) C W_V = softmax((Q W_K^T) C^T) (C) W_V
 
     Costs O(l D^2) a sentence and 2 H l D a position, in place of D^2 and more: for long contexts
-    and few slots. What b_K adds is the same for all of a row, and its softmax does not see it.
+    and few slots. b_K is added, though it is the same for all of a row and its softmax does not see
+    it: so every parameter has a gradient.
 
     Args:
         query: P W_Q, scaled, (B, H, l, d).
@@ -453,10 +465,12 @@ def causal_attention(
     Returns:
         Y (B, H, n, d) and A_unpack (B, H, n, l).
     """
-    dtype = query.dtype
-    query, key, value = _ordered(query, key, value)
+    dtype, wide, tied = query.dtype, accumulation_dtype(query.dtype), value is key
+    # to full precision here and once, for both products
+    query, key, pack = (u.to(wide) for u in (query, key, pack))
+    query, key, value = _ordered(query, key, key if tied else value.to(wide))
     pack = pack.contiguous()
-    logits, _ = chunk_causal_product(query.to(accumulation_dtype(dtype)), key, pack)
+    logits, _ = chunk_causal_product(query, key, pack)
     unpack = softmax(logits, hidden, softmax_dtype)
     out, _ = chunk_causal_product(dropout(unpack), pack, value)
     return out.to(dtype), unpack.to(dtype)

@@ -5,7 +5,7 @@ Norms, softmaxes, residuals and the decoder's state stay in float32 in all of th
 
 import warnings
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -26,7 +26,19 @@ class Linear(nn.Linear):
         return self.weight, self.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, *self.parameters_as_used()) if self.prepared is None else self.prepared(x)
+        return self.prepared(x) if self.is_prepared() else F.linear(x, *self.parameters_as_used())  # type: ignore[misc]
+
+    def is_prepared(self) -> bool:
+        """Whether another form is used here and now: none of them has gradients."""
+        return self.prepared is not None and not torch.is_grad_enabled()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Linear":
+        self.prepared = None  # it was made of weights on another device or of another dtype
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.prepared = None
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 def fp32_product(weight: Tensor, bias: Optional[Tensor]) -> Product:
@@ -47,7 +59,9 @@ def int8_product(weight: Tensor, bias: Optional[Tensor]) -> Product:
         warnings.simplefilter("ignore")  # torch 2.13 announces that its quantised tensors will move to torchao
         quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         packed = torch.ops.quantized.linear_prepack(quantised, bias)
-    return lambda x: torch.ops.quantized.linear_dynamic(x, packed)
+    # without these instructions sums of 16 bits could overflow with all 8 bits of the inputs
+    vnni = any(getattr(torch.cpu, name, bool)() for name in ("_is_vnni_supported", "_is_cpu_support_vnni"))
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, not vnni)
 
 
 PRODUCTS: Dict[str, Callable[[Tensor, Optional[Tensor]], Product]] = {
@@ -59,7 +73,9 @@ PRODUCTS: Dict[str, Callable[[Tensor, Optional[Tensor]], Product]] = {
 
 @torch.no_grad()
 def prepare_products(module: nn.Module, precision: str) -> None:
-    """Gives every projection in a module on a CPU its form for generation; training is over then.
+    """Gives every projection in a module on a CPU its form for generation.
+
+    Gradients, new weights and another device or dtype bring the plain form back.
 
     Args:
         module: with parameters in float32, which stay as they are beside.

@@ -59,6 +59,9 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Called by fairseq before generating; leaves out what this generation does not read.
 
+        That is the attention, where no alignment and no replacement of unknown words is asked for:
+        whoever reads it all the same sets `model.decoder.need_attn = True` afterwards.
+
         Args:
             cfg: fairseq's whole configuration.
 
@@ -66,8 +69,10 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
             ValueError: if --inference-precision does not suit the device or a --fp16 model.
         """
         super().prepare_for_inference_(cfg)
-        asked = cfg.generation
-        self.decoder.need_attn = bool(asked.print_alignment) or asked.replace_unk is not None
+        asked = getattr(cfg, "generation", None)
+        self.decoder.need_attn = bool(getattr(asked, "print_alignment", None)) or (
+            getattr(asked, "replace_unk", None) is not None
+        )
         weight, precision = self.decoder.output_projection.weight, self.inference_precision
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             # the encoder's products run once a sentence, too seldom for another layout in memory to pay

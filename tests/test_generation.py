@@ -221,6 +221,7 @@ def test_steps_have_gradients():
 
 
 @torch.no_grad()
+@pytest.mark.stock
 @variants
 def test_long_source_and_target(settings, monkeypatch):
     """So long that projections are moved to the slots, in the encoder and in a whole pass of the decoder."""

@@ -1,5 +1,6 @@
 """Forms for generation alone: prepared products, what is left out, and that training does not know of them."""
 
+import copy
 from argparse import Namespace
 
 import pytest
@@ -30,6 +31,7 @@ def steps(model, length=30):
 ERRORS = {"fp32": 1e-6, "bf16": 0.02, "int8": 0.03}
 
 
+@pytest.mark.stock
 @pytest.mark.parametrize("precision", PRODUCTS)
 @pytest.mark.parametrize("shape", [(1, 7), (3, 5, 7), (80, 7)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
@@ -67,10 +69,27 @@ def test_a_prepared_model_says_the_same(precision, settings):
     found, _ = steps(model)
     # log-probabilities of a model whose errors add up over layers and 30 steps
     assert (found - want).abs().mean() <= 3 * ERRORS[precision]
-    assert torch.equal(found, want) == False or precision == "fp32"  # noqa: E712
+    assert precision == "fp32" or not torch.equal(found, want)
     # what a checkpoint would hold is as before
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_new_weights_device_or_gradients_bring_the_plain_form_back():
+    model = build(double=False, inference_precision="bf16")
+    plain, source, prev = build(double=False, seed=2), sentences([12, 5]), targets([5, 5])
+    model.prepare_for_inference_(generation())
+    want, _ = plain.decoder(prev, plain.encoder(source))
+    with torch.no_grad():
+        assert not torch.allclose(model.decoder(prev, model.encoder(source))[0], want)
+        model.load_state_dict(plain.state_dict())
+        assert torch.equal(model.decoder(prev, model.encoder(source))[0], want)
+    model.prepare_for_inference_(generation())
+    logits, _ = model.decoder(prev, model.encoder(source))
+    assert torch.equal(logits, want) and logits.requires_grad
+    double = model.double().decoder(prev, model.encoder(source))[0]
+    torch.testing.assert_close(double.float(), want)
+    assert copy.deepcopy(model) is not None
 
 
 @torch.no_grad()
