@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -11,17 +12,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Callable, Dict, List, Tuple
 
-from common import import_plugin
+from common import Problem, die_with_parent, import_plugin
 
 Step = Callable[[], Any]
 
 
 def serve(connection: Any, workload: str, arm: Dict[str, Any], sizes: Dict[str, Any]) -> None:
-    """Build an arm, then run a step for every message until None comes; answer with seconds and bytes.
+    """Build an arm, then run a step for every message until the other end closes; answer with seconds and bytes.
 
     Memory is what came on top of the process as it was before the arm was built: parameters, gradients, the optimiser's
     state and activations, not the libraries. On a GPU it is what torch's allocator held at most.
     """
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's concern
     try:
         import torch
 
@@ -42,17 +45,12 @@ def serve(connection: Any, workload: str, arm: Dict[str, Any], sizes: Dict[str, 
             seconds = time.perf_counter() - start
             peak = peak_memory(device)
             connection.send({"seconds": seconds, **parts, "memory": peak - before, "whole": peak})
-    except EOFError:
+    except (EOFError, OSError):
         pass
-    except MemoryError as error:
-        connection.send({"error": f"out of memory ({error})"})
-    except Exception as error:
-        told = traceback.format_exc() if not isinstance(error, Unavailable) else str(error)
-        connection.send({"error": told})
-
-
-class Unavailable(Exception):
-    """An arm that this installation cannot build."""
+    except (Problem, MemoryError, ValueError) as error:
+        connection.send({"error": str(error) or "out of memory"})
+    except Exception:
+        connection.send({"error": traceback.format_exc()})
 
 
 def synchronise(device: Any) -> None:
@@ -98,7 +96,7 @@ def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, An
         try:
             args = options.parse_args_and_arch(parser, words + arm["options"])
         except SystemExit:
-            raise Unavailable(said.getvalue().strip().splitlines()[-1]) from None
+            raise Problem(said.getvalue().strip().splitlines()[-1]) from None
     args.source_lang, args.target_lang = "en", "de"
     cfg = convert_namespace_to_omegaconf(args)
     dictionary = Dictionary()
@@ -161,7 +159,7 @@ def decoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     """Beam search of a batch to exactly `out_length` tokens, by fairseq's own generator."""
     source = sentences(sizes["batch"], sizes["length"], sizes, left_pad=True)
     if arm["arch"] == "ctranslate2":
-        return ctranslate2(arm, sizes, source)
+        return ctranslate2(arm, sizes, source, device)
     model, task, cfg, _ = build(arm, sizes)
     model.to(device).eval()
     cfg.generation.beam = sizes["beam"]
@@ -194,12 +192,12 @@ def decoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     return step
 
 
-def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any) -> Step:
+def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any, device: Any) -> Step:
     """The same search by CTranslate2 on fairseq's Transformer."""
     try:
         import ctranslate2 as library
     except ImportError:
-        raise Unavailable("CTranslate2 is not installed: `pip install ctranslate2`, or leave that arm out") from None
+        raise Problem("CTranslate2 is not installed: `pip install ctranslate2`, or leave that arm out") from None
     import torch
 
     model, task, _, args = build({**arm, "arch": "transformer"}, sizes)
@@ -211,7 +209,11 @@ def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any) -> Step
         converter = library.converters.FairseqConverter(str(folder / "model.pt"), str(folder))
         converter.convert(str(folder / "converted"), quantization=arm["quantization"])
         translator = library.Translator(
-            str(folder / "converted"), inter_threads=1, intra_threads=sizes["threads"], compute_type=arm["quantization"]
+            str(folder / "converted"),
+            device=device.type,
+            inter_threads=1,
+            intra_threads=sizes["threads"],
+            compute_type=arm["quantization"],
         )
     del model
     words = task.source_dictionary.symbols
@@ -228,26 +230,25 @@ def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any) -> Step
 
 
 def encoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
-    """An update of a classifier of bytes, as in the paper's table 6: encoder, mean, forward and backward."""
+    """Forward and backward of a classifier of bytes: the encoder and a mean, as in the paper's table of speed."""
     import torch
 
     model, *_ = build(arm, sizes)
     encoder = model.encoder.to(device).train()
     rows = max(1, sizes["tokens"] // sizes["length"])
     tokens = torch.randint(4, sizes["vocab"], (rows, sizes["length"]), device=device)
-    if arm["arch"] == "transformer":
+    if "fused" in arm:
+        if arm["fused"] and not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
+            raise Problem(f"torch {torch.__version__} has no fused attention: leave that arm out")
         for layer in encoder.layers:
             # the way through torch's fused attention, or fairseq's own through the n x n matrix
             layer.self_attn.skip_embed_dim_check = not arm["fused"]
-        lengths = torch.full((rows,), sizes["length"], device=device)
+    lengths = torch.full((rows,), sizes["length"], device=device)
 
-        def encode() -> Any:
-            return encoder(tokens, src_lengths=lengths)["encoder_out"][0].mean(dim=0)
-
-    else:
-
-        def encode() -> Any:
-            return encoder.encode(tokens).states[-1].mean(dim=1)
+    def encode() -> Any:
+        if hasattr(encoder, "encode"):  # Luna's, without what its decoder would read
+            return encoder.encode(tokens).out.mean(dim=1)
+        return encoder(tokens, src_lengths=lengths)["encoder_out"][0].mean(dim=0)
 
     head = torch.nn.Linear(sizes["dim"], 2).to(device)
     labels = torch.randint(2, (rows,), device=device)

@@ -32,8 +32,7 @@ from common import (
 )
 from progress import bar
 
-# glibc gives big blocks back to the kernel at once and gets them anew, page by page: on a CPU a third of the time of a
-# training step. With these it keeps them.
+# As scripts/env.sh has it for the other scripts.
 REUSE_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 BASE = {"dim": 512, "ffn": 2048, "heads": 8, "layers": 6, "vocab": 32000, "dropout": 0.1}
@@ -74,7 +73,7 @@ COMMANDS = {
         "length",
     ),
     "length": Command(
-        "an update of a byte-level classifier, encoder alone, after the paper's table of speed and memory",
+        "forward and backward of a byte-level classifier, encoder alone, after the paper's table of speed and memory",
         BYTES,
         ["softmax", "fused", "luna-16", "luna-128", "luna-256"],
         points(length=[1024, 2048, 3072, 4096], tokens=[8192, 8192, 9216, 8192]),
@@ -105,29 +104,39 @@ def main() -> None:
         "points": todo,
         "sizes": {**sizes, "beam": args.beam, "threads": args.threads, "seed": args.seed, "cpu": args.cpu},
         "rounds": args.rounds,
-        "memory": args.allocator,
+        "allocator": args.allocator,
+        "machine": {**machine(args.cpu), "torch threads": args.threads},
+        "versions": versions(),
     }
     folder = args.out
     with alone(folder):
         go_on_later()
         begun = read_json(folder / "settings.json", settings)
         if begun != settings:
-            raise Problem(
-                f"{folder} holds other measurements: {'; '.join(differences(begun, settings))}: choose another --out"
-            )
+            told = "; ".join(differences(flat(begun), flat(settings)))
+            raise Problem(f"{folder} holds other measurements: {told}: choose another --out")
         claim(folder, settings)
-        results = read_json(folder / "results.json", {}).get("points", [])
+        done = read_json(folder / "results.json", {}).get("points", [])
+        # what failed is tried again: its cause may be gone
+        whole_ones = [all("error" not in found for found in result["arms"].values()) for result in done] + [False]
+        results = done[: whole_ones.index(False)]
         for point in todo[len(results) :]:
             name = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in point.items())
             say(f"{args.command}: {name}")
             results.append({**point, "arms": measure(args, chosen, {**settings["sizes"], **point})})
-            report = {"settings": settings, "machine": machine(args.cpu), "versions": versions(), "points": results}
-            write_json(folder / "results.json", report)
+            write_json(folder / "results.json", {**settings, "points": results})
         table = tabulate(args.command, results)
         write_text(folder / "table.md", table)
         print(table)
         draw(args.command, results, folder)
         say(f"everything is in {folder}")
+        failed = [name for result in results for name, found in result["arms"].items() if "error" in found]
+        if failed:
+            raise Problem(f"could not be measured: {', '.join(dict.fromkeys(failed))}; the reasons stand above")
+
+
+def flat(settings: Dict[str, Any]) -> Dict[str, Any]:
+    return {**{key: value for key, value in settings.items() if key != "sizes"}, **settings["sizes"]}
 
 
 def parse_args() -> argparse.Namespace:
@@ -168,11 +177,16 @@ def parse_args() -> argparse.Namespace:
         sub.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
         sub.add_argument("--out", type=Path, metavar="DIR", help=f"default runs/benchmark/{name}")
     args = parser.parse_args()
-    args.rounds = args.rounds or (2 if args.quick else 5)
+    if args.rounds is None:
+        args.rounds = 2 if args.quick else 5
     args.out = args.out or Path("runs/benchmark") / (args.command + "-quick" * args.quick)
-    for key in "rounds", "threads", "beam":
-        if getattr(args, key) < 1:
-            parser.error(f"--{key} must be at least 1, but is {getattr(args, key)}")
+    for key in ("rounds", "threads", "beam", "dim", "ffn", "heads", "layers", "vocab", "slots"):
+        value = getattr(args, key, None)
+        if value is not None and value < 1:
+            parser.error(f"--{key} must be at least 1, but is {value}")
+    names = args.arms or []
+    if len(set(names)) < len(names):
+        parser.error(f"--arms names an arm twice: {' '.join(names)}")
     return args
 
 
@@ -237,29 +251,34 @@ class Arm:
     def answer(self) -> Dict[str, Any]:
         try:
             answer = self.connection.recv()
-        except EOFError:
-            self.process.join()
-            answer = {"error": f"killed by signal {-self.process.exitcode}: out of memory?"}
+        except (EOFError, OSError):
+            answer = {"error": self.end()}
         self.error = answer.get("error")
         return answer
 
     def step(self) -> Dict[str, Any]:
-        self.connection.send(True)
+        try:
+            self.connection.send(True)
+        except OSError:
+            pass  # it is gone: the answer tells how
         return self.answer()
 
-    def end(self) -> None:
+    def end(self) -> str:
         self.connection.close()
         self.process.join()
+        code = self.process.exitcode or 0
+        return f"killed by signal {-code}: out of memory?" if code < 0 else f"ended with exit code {code}"
 
 
 def measure(args: argparse.Namespace, chosen: List[Dict[str, Any]], sizes: Dict[str, Any]) -> Dict[str, Any]:
     """Seconds, ratios and bytes of each arm at one point."""
-    reuse = REUSE_MEMORY if args.allocator == "reuse" else {}
     found: Dict[str, Any] = {}
-    os.environ.update(reuse)
+    for key in REUSE_MEMORY:
+        os.environ.pop(key, None)
+    os.environ.update(REUSE_MEMORY if args.allocator == "reuse" else {})
     running = {spec["name"]: Arm(args.command, spec, sizes) for spec in chosen}
-    for key in reuse:
-        del os.environ[key]
+    for key in REUSE_MEMORY:
+        os.environ.pop(key, None)
     rounds: Dict[str, List[Dict[str, Any]]] = {name: [] for name in running}
     with bar((args.rounds + 1) * len(running), "step") as line:
         for number in range(args.rounds + 1):

@@ -54,8 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16", "int8"),
-        default="fp32",
-        help="of the products with a Luna's weights on a CPU: lower is faster (default %(default)s)",
+        help="of the products with a Luna's weights on a CPU: lower is faster (default: the model's own, fp32)",
     )
     args = parser.parse_args()
     for flag in "beam", "batch_size", "buffer":
@@ -101,19 +100,20 @@ class Translator:
         import torch
         from fairseq import checkpoint_utils, utils
 
+        self.gpu = torch.cuda.is_available() and not args.cpu
+        if self.gpu and args.precision in ("bf16", "int8"):
+            raise Problem(f"--precision {args.precision} is for a CPU: add --cpu, or leave it out")
         import_plugin()
         self.models, cfg, self.task = checkpoint_utils.load_model_ensemble_and_task(
             [str(checkpoint)], {"data": str(data)}
         )
         cfg.generation.beam, cfg.generation.lenpen = args.beam, args.lenpen
         cfg.generation.max_len_a, cfg.generation.max_len_b = DECODING["--max-len-a"], DECODING["--max-len-b"]
-        self.gpu = torch.cuda.is_available() and not args.cpu
-        if args.precision != "fp32" and self.gpu:
-            raise Problem(f"--precision {args.precision} is for a CPU: add --cpu, or leave it out")
         for model in self.models:
-            if args.precision != "fp32" and not hasattr(model, "inference_precision"):
-                raise Problem(f"--precision {args.precision} is for Luna models, which that in {checkpoint} is not")
-            model.inference_precision = args.precision
+            if args.precision:
+                if not hasattr(model, "inference_precision"):
+                    raise Problem(f"--precision is for Luna models, which that in {checkpoint} is not")
+                model.inference_precision = args.precision
             if self.gpu:
                 model.cuda()
             model.prepare_for_inference_(cfg)

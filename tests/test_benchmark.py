@@ -17,17 +17,19 @@ def benchmark(*args, **options):
     [
         ("train", ["transformer", "luna-4-untied", "mine:luna_transformer"], ["40:80"]),
         ("decode", ["transformer", "luna-5-untied-bf16", "luna-5-int8"], ["8:5:2"]),
-        ("length", ["softmax", "fused", "luna-5"], ["64:64"]),
+        ("length", ["softmax", "fused", "luna-5", "mine:transformer"], ["64:64"]),
         ("operator", ["naive", "chunk"], ["8:100", "100:100"]),
     ],
 )
 def test_every_command(command, arms, points, tmp_path):
     out = tmp_path / "a folder"
     words = [command, "--quick", "--cpu", "--threads", 1, "--out", out, "--arms", *arms, "--points", *points]
-    words += ["--user-dir", USER_DIR] if command == "train" else []
+    words += ["--user-dir", USER_DIR] if command in ("train", "length") else []
     shown = benchmark(*words).stdout
     report = json.loads((out / "results.json").read_text())
-    assert len(report["points"]) == len(points) and report["machine"]["cores"] and report["versions"]["torch"]
+    assert (
+        len(report["points"]) == len(points) and report["machine"]["torch threads"] == 1 and report["versions"]["torch"]
+    )
     for point in report["points"]:
         assert list(point["arms"]) == arms
         for found in point["arms"].values():
@@ -56,7 +58,8 @@ def test_every_command(command, arms, points, tmp_path):
         (["train", "--arms", "mine:some_arch"], "mine:some_arch needs --user-dir"),
         (["train", "--quick", "--arms", "luna-0"], "--projection-length must be at least 1"),
         (["train", "--points", "30"], "'30' is not LENGTH:TOKENS"),
-        (["decode", "--rounds", "-1"], "--rounds must be at least 1, but is -1"),
+        (["decode", "--rounds", "0"], "--rounds must be at least 1, but is 0"),
+        (["train", "--arms", "luna-16", "luna-16"], "--arms names an arm twice"),
         ([], "required"),
     ],
 )
@@ -66,4 +69,5 @@ def test_bad_requests(words, message, tmp_path):
         [sys.executable, ROOT / "scripts" / "benchmark.py", *map(str, words)], env=ENV, capture_output=True, text=True
     )
     assert message in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode
