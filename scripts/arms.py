@@ -25,6 +25,7 @@ def serve(connection: Any, workload: str, arm: Dict[str, Any], sizes: Dict[str, 
     """
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's concern
+    del sys.argv[1:]  # fairseq looks for a --user-dir there
     try:
         import torch
 

@@ -1,6 +1,7 @@
 """The benchmark works; what it measures is no test's concern."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -24,12 +25,13 @@ def benchmark(*args, **options):
 def test_every_command(command, arms, points, tmp_path):
     out = tmp_path / "a folder"
     words = [command, "--quick", "--cpu", "--threads", 1, "--out", out, "--arms", *arms, "--points", *points]
-    words += ["--user-dir", USER_DIR] if command in ("train", "length") else []
+    if any(arm.startswith("mine:") for arm in arms):
+        # a plugin of the same name elsewhere, as an earlier version would be
+        words += ["--user-dir", shutil.copytree(USER_DIR, tmp_path / "elsewhere" / USER_DIR.name)]
     shown = benchmark(*words).stdout
     report = json.loads((out / "results.json").read_text())
-    assert (
-        len(report["points"]) == len(points) and report["machine"]["torch threads"] == 1 and report["versions"]["torch"]
-    )
+    assert report["machine"]["torch threads"] == 1 and report["versions"]["torch"]
+    assert len(report["points"]) == len(points)
     for point in report["points"]:
         assert list(point["arms"]) == arms
         for found in point["arms"].values():
