@@ -48,7 +48,6 @@ class Command(NamedTuple):
     arms: List[str]
     points: List[Dict[str, int]]
     quick: List[Dict[str, int]]
-    axis: str
 
 
 def points(**lists: List[int]) -> List[Dict[str, int]]:
@@ -62,7 +61,6 @@ COMMANDS = {
         ["transformer", "luna-16"],
         points(length=[30, 1024, 4096], tokens=[2048, 4096, 4096]),
         points(length=[8, 40], tokens=[64, 80]),
-        "length",
     ),
     "decode": Command(
         "beam search by fairseq's generator to an exact number of tokens",
@@ -70,7 +68,6 @@ COMMANDS = {
         ["transformer", "luna-16", "luna-16-bf16", "luna-16-int8"],
         points(length=[28, 28, 1000], out_length=[28, 28, 300], batch=[16, 64, 4]),
         points(length=[8, 40], out_length=[5, 8], batch=[2, 2]),
-        "length",
     ),
     "length": Command(
         "forward and backward of a byte-level classifier, encoder alone, after the paper's table of speed and memory",
@@ -78,7 +75,6 @@ COMMANDS = {
         ["softmax", "fused", "luna-16", "luna-128", "luna-256"],
         points(length=[1024, 2048, 3072, 4096], tokens=[8192, 8192, 9216, 8192]),
         points(length=[32, 64], tokens=[64, 64]),
-        "length",
     ),
     "operator": Command(
         "the causal product alone, forward and backward: by chunks against every outer product",
@@ -86,7 +82,6 @@ COMMANDS = {
         ["naive", "chunk"],
         points(length=[32, 128, 512, 2048, 8192], tokens=[8192] * 5),
         points(length=[8, 100], tokens=[100, 100]),
-        "length",
     ),
 }
 
@@ -118,8 +113,8 @@ def main() -> None:
         claim(folder, settings)
         done = read_json(folder / "results.json", {}).get("points", [])
         # what failed is tried again: its cause may be gone
-        whole_ones = [all("error" not in found for found in result["arms"].values()) for result in done] + [False]
-        results = done[: whole_ones.index(False)]
+        sound = [all("error" not in found for found in result["arms"].values()) for result in done] + [False]
+        results = done[: sound.index(False)]
         for point in todo[len(results) :]:
             name = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in point.items())
             say(f"{args.command}: {name}")

@@ -190,7 +190,7 @@ def test_translation_stands_in_the_line_of_its_source(finished, monkeypatch):
     monkeypatch.syspath_prepend(str(REPO / "scripts"))
     from translate import Line, Translator
 
-    translator = Translator(Namespace(model=finished, beam=1, lenpen=1.0, batch_size=3, cpu=True))
+    translator = Translator(Namespace(model=finished, beam=1, lenpen=1.0, batch_size=3, cpu=True, precision=None))
     batches = []
 
     def echo(generator, models, batch):
