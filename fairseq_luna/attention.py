@@ -122,31 +122,43 @@ def _worth_moving(positions: int, slots: int, dim: int, heads: int, projections:
 class Pack(nn.Module):
     """Y_P = Attention(P, C): packs a context of any length into l slots (paper, section 3.1)."""
 
-    def __init__(self, dim: int, heads: int, tied: bool, dropout: float):
+    def __init__(self, dim: int, heads: int, tied: bool, dropout: float, bias: str = "none"):
         super().__init__()
         self.query = HeadProjection(dim, dim, heads, is_query=True)
         self.key_value = KeyValue(dim, dim, heads, tied)
         self.dropout = Dropout(dropout, module_name="LunaPack")
+        # gamma, how sharply each head begins local
+        self.sharpness = nn.Parameter(torch.ones(heads)) if bias == "gaussian" else None
 
-    def forward(self, packed: Tensor, context: Tensor, padding: Optional[Tensor] = None) -> Heads:
+    def forward(
+        self,
+        packed: Tensor,
+        context: Tensor,
+        padding: Optional[Tensor] = None,
+        distances: Optional[Tensor] = None,
+    ) -> Heads:
         """Packs `context` with the queries of `packed`.
 
         Args:
             packed: P, (B, l, D).
             context: C, (B, m, D).
             padding: (B, m), True where the context is padding.
+            distances: of `functional.slot_distances`, (B, l, m), for a Gaussian bias.
 
         Returns:
             Y_P (B, l, D) and the pack weights (B, H, l, m).
         """
+        bias = None
+        if self.sharpness is not None and distances is not None:
+            bias = -self.sharpness.view(-1, 1, 1) * distances.unsqueeze(1).to(self.sharpness.dtype)
         query = self.query(packed)
         dim, heads, projections = self.query.in_features, self.query.heads, 1 if self.key_value.tied else 2
         prepared = self.query.is_prepared()  # then direct products are the faster ones, or of another precision
         if not prepared and _worth_moving(context.size(1), packed.size(1), dim, heads, projections):
-            out, weights = pack_unprojected(query, context, *self.key_value.by_head(), padding, self.dropout)
+            out, weights = pack_unprojected(query, context, *self.key_value.by_head(), padding, self.dropout, bias)
         else:
             key, value = self.key_value(context)
-            out, weights = attention(query, key, value, padding, self.dropout)
+            out, weights = attention(query, key, value, padding, self.dropout, bias=bias)
         return merge_heads(out), weights
 
 
@@ -191,9 +203,9 @@ class Unpack(nn.Module):
 class LunaAttention(nn.Module):
     """Pack, then unpack: softmax attention of a sequence to itself in linear time."""
 
-    def __init__(self, dim: int, heads: int, pack_heads: int, tied: bool, dropout: float):
+    def __init__(self, dim: int, heads: int, pack_heads: int, tied: bool, dropout: float, pack_bias: str = "none"):
         super().__init__()
-        self.pack = Pack(dim, pack_heads, tied, dropout)
+        self.pack = Pack(dim, pack_heads, tied, dropout, pack_bias)
         self.key_value = KeyValue(dim, dim, heads, tied)
         self.unpack = Unpack(dim, heads, dropout)
 
@@ -203,9 +215,10 @@ class LunaAttention(nn.Module):
         packed: Tensor,
         padding: Optional[Tensor] = None,
         hidden_slots: Optional[Tensor] = None,
+        distances: Optional[Tensor] = None,
     ) -> Heads:
-        """X (B, n, D), P (B, l, D), masks (B, n) and (B, l) -> Y_X (B, n, D), Y_P (B, l, D)."""
-        y_p, _ = self.pack(packed, x, padding)
+        """X (B, n, D), P (B, l, D), masks (B, n) and (B, l), distances as in `Pack` -> Y_X (B, n, D), Y_P (B, l, D)."""
+        y_p, _ = self.pack(packed, x, padding, distances)
         y_x, _ = self.unpack(x, *self.key_value(y_p), hidden_slots)
         return y_x, y_p
 

@@ -9,7 +9,14 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from .functional import CAUSAL_ACTIVATIONS
 from .inference import PRODUCTS
 
+SELF_ATTENTIONS = "luna", "softmax"
+CROSS_ATTENTIONS = "packed", "full"
+PACK_BIASES = "none", "gaussian"
+
 CausalActivation = ChoiceEnum(list(CAUSAL_ACTIVATIONS))
+SelfAttention = ChoiceEnum(SELF_ATTENTIONS)
+CrossAttention = ChoiceEnum(CROSS_ATTENTIONS)
+PackBias = ChoiceEnum(PACK_BIASES)
 InferencePrecision = ChoiceEnum(list(PRODUCTS))
 ActivationFn = ChoiceEnum(utils.get_available_activation_fns())
 
@@ -32,6 +39,19 @@ class LunaTransformerConfig(FairseqDataclass):
     untie_luna_kv: bool = field(default=False, metadata=_help("separate projections for keys and values"))
     causal_activation: CausalActivation = field(  # type: ignore[valid-type]
         default="softplus", metadata=_help("w of the decoder's causal pack")
+    )
+    pack_bias: PackBias = field(  # type: ignore[valid-type]
+        default="none",
+        metadata=_help("gaussian: packs of the source begin local, slots spread over the sentence, widths learned"),
+    )
+    encoder_self_attention: SelfAttention = field(  # type: ignore[valid-type]
+        default="luna", metadata=_help("linear in the source, or ordinary attention")
+    )
+    decoder_self_attention: SelfAttention = field(  # type: ignore[valid-type]
+        default="luna", metadata=_help("a state of constant size, or ordinary attention to all of the past")
+    )
+    cross_attention: CrossAttention = field(  # type: ignore[valid-type]
+        default="packed", metadata=_help("the decoder reads the slots of the source, or all of its positions")
     )
 
     # encoder
@@ -197,6 +217,10 @@ def checked(cfg: Any) -> LunaTransformerConfig:
             )
     for name, choices in (
         ("causal_activation", list(CAUSAL_ACTIVATIONS)),
+        ("pack_bias", PACK_BIASES),
+        ("encoder_self_attention", SELF_ATTENTIONS),
+        ("decoder_self_attention", SELF_ATTENTIONS),
+        ("cross_attention", CROSS_ATTENTIONS),
         ("inference_precision", list(PRODUCTS)),
         ("activation_fn", utils.get_available_activation_fns()),
     ):
@@ -215,6 +239,16 @@ def checked(cfg: Any) -> LunaTransformerConfig:
             )
         result.share_decoder_input_output_embed = True
     return result
+
+
+def decoder_reads_packed(cfg: Any) -> bool:
+    """Whether the decoder needs the encoder's P."""
+    return cfg.decoder_self_attention == "luna" or cfg.cross_attention == "packed"
+
+
+def has_packed(cfg: Any) -> bool:
+    """Whether there is a P at all: three ordinary attentions are a Transformer."""
+    return cfg.encoder_self_attention == "luna" or decoder_reads_packed(cfg)
 
 
 def flag(name: str) -> str:

@@ -11,10 +11,10 @@ from fairseq.modules import LayerNorm, PositionalEmbedding
 from torch import Tensor
 
 from .dropout import Dropout
-from .encoder import EncoderOut
+from .encoder import EncoderOut, select_sentences
 from .functional import log_softmax_
 from .inference import Linear
-from .layers import LunaDecoderLayer, SourceView
+from .layers import LunaDecoderLayer, Source, SourceView
 
 
 class LunaDecoder(FairseqIncrementalDecoder):
@@ -92,8 +92,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
             Logits (B, n, V), or features (B, n, D), and a dictionary with `inner_states`, X
             before the first and after each layer, (n, B, D) each, and `attn`: [(B, n, m)], how
             much each target position reads of each source position, the last layer's
-            unpack @ pack; [None] in training, and in generation without alignments, where nobody
-            reads it and it would cost n m.
+            unpack @ pack, or its weights where the cross attention is full; [None] in training,
+            and in generation without alignments, where nobody reads it and it would cost n m.
         """
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
         return (x if features_only else self.output_layer(x)), extra
@@ -111,19 +111,21 @@ class LunaDecoder(FairseqIncrementalDecoder):
             encoder_out = one_per_row(encoder_out)
         else:
             # the beams of a sentence read it as the positions of one sequence would: (B, beams, D)
-            sentences = len(encoder_out["cross_key"][0])
+            sentences = len(encoder_out["encoder_padding_mask"][0])
             x = x.view(sentences, rows // max(1, sentences), dim)
-        hidden_slots = next(iter(encoder_out["packed_padding_mask"]), None)
-        states = [x]
-        for layer, view in zip(self.layers, source_views(encoder_out)):
-            x, unpack = layer(x, view, hidden_slots, incremental_state)
+        need_attn = incremental_state is not None if self.need_attn is None else self.need_attn
+        source, states, weights = read_source(encoder_out), [x], None
+        for layer, view in zip(self.layers, source_views(encoder_out, len(self.layers))):
+            x, weights = layer(x, source, view, incremental_state, need_attn and layer is self.layers[-1])
             states.append(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
 
         attn = None
-        if self.need_attn or (self.need_attn is None and incremental_state is not None):
-            attn = (unpack.mean(dim=1) @ encoder_out["cross_pack"][0]).view(rows, n, -1)
+        if weights is not None:
+            for pack in encoder_out["cross_pack"]:
+                weights = weights @ pack
+            attn = weights.view(rows, n, -1)
         inner_states = [s.view(rows, n, dim).transpose(0, 1) for s in states]
         return x.view(rows, n, dim), {"attn": [attn], "inner_states": inner_states}
 
@@ -149,14 +151,21 @@ class LunaDecoder(FairseqIncrementalDecoder):
 def one_per_row(encoder_out: EncoderOut) -> EncoderOut:
     """The encoder's output with a copy for every row of the decoder, where beams share it."""
     (sentence,) = encoder_out["sentence"]
-    if len(sentence) == len(encoder_out["cross_key"][0]):
+    if len(sentence) == len(encoder_out["encoder_padding_mask"][0]):
         return encoder_out
-    read = ("packed_padding_mask", "causal_query", "cross_key", "cross_value", "cross_pack")
-    return {name: [t.index_select(0, sentence) for t in encoder_out[name]] for name in read}
+    return select_sentences(encoder_out, sentence)
 
 
-def source_views(encoder_out: EncoderOut) -> List[SourceView]:
+def read_source(encoder_out: EncoderOut) -> Source:
+    """The source as all decoder layers see it."""
+    (padding,) = encoder_out["encoder_padding_mask"]
+    hidden_slots = next(iter(encoder_out["packed_padding_mask"]), None)
+    return Source(encoder_out["encoder_out"][0].transpose(0, 1), padding, hidden_slots)
+
+
+def source_views(encoder_out: EncoderOut, layers: int) -> List[SourceView]:
     """The source as each decoder layer sees it; the pack weights stay with the encoder."""
-    keys = encoder_out["cross_key"]
+    nothing: List[Optional[Tensor]] = [None] * layers
+    keys = encoder_out["cross_key"] or nothing
     values = encoder_out["cross_value"] or keys
-    return [SourceView(*view) for view in zip(encoder_out["causal_query"], keys, values)]
+    return [SourceView(*view) for view in zip(encoder_out["causal_query"] or nothing, keys, values)]

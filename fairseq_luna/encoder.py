@@ -14,8 +14,11 @@ from fairseq.modules import (
 )
 from torch import Tensor
 
+from .config import decoder_reads_packed, has_packed
 from .dropout import Dropout
-from .layers import LunaEncoderLayer, SourceMemoryLayer, SourceView
+from .functional import slot_distances
+from .layers import LunaEncoderLayer, Slots, SourceMemoryLayer, SourceView
+from .ordinary import by_sentence
 
 EncoderOut = Dict[str, List[Tensor]]
 
@@ -26,16 +29,16 @@ class Encoded(NamedTuple):
     Attributes:
         out: the last X, (B, n, D), normed in a pre-norm encoder.
         states: X before the first and after each layer, (B, n, D) each.
-        packed: the last P, (B, l', D).
+        packed: the last P, (B, l', D); without slots where no attention packs.
         padding: (B, n), True where the source is padded; None where nothing is.
-        hidden_slots: (B, l'), True where a sentence has no such slot; None where all have all.
+        slots: what is known of the slots.
     """
 
     out: Tensor
     states: List[Tensor]
     packed: Tensor
     padding: Optional[Tensor]
-    hidden_slots: Optional[Tensor]
+    slots: Slots
 
 
 class SourceMemory(nn.Module):
@@ -53,13 +56,13 @@ class SourceMemory(nn.Module):
         self.layers = nn.ModuleList(SourceMemoryLayer(cfg, last=i == last) for i in range(cfg.decoder_layers))
 
     def forward(
-        self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor]
-    ) -> Tuple[List[SourceView], Tensor]:
-        """P (B, l, D), encoder output (B, m, D), its mask (B, m) -> a view for each layer, and
-        the last layer's pack weights (B, H, l, m)."""
+        self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor], slots: Slots
+    ) -> Tuple[List[SourceView], Optional[Tensor]]:
+        """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots -> a view
+        for each layer, and the last layer's pack weights (B, H, l, m), if it packs."""
         views = []
         for layer in self.layers:
-            view, packed, weights = layer(packed, encoder_out, padding)
+            view, packed, weights = layer(packed, encoder_out, padding, slots)
             views.append(view)
         return views, weights
 
@@ -91,21 +94,24 @@ class LunaEncoder(FairseqEncoder):
         self.embed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
         self.word_dropout = nn.Dropout1d(cfg.word_dropout)  # of whole tokens (Sennrich et al. 2016, WMT)
 
-        self.packed_embedding = nn.Parameter(torch.empty(cfg.projection_length, dim))
-        nn.init.normal_(self.packed_embedding, std=dim**-0.5)
+        self.packed_embedding: Any = None  # a parameter, where any attention packs
         self.packed_positions: Optional[Tensor]
         self.register_buffer("packed_positions", None, persistent=False)
-        # learned slots need no learned positions beside them
-        if not (cfg.no_token_positional_embeddings or cfg.encoder_learned_pos):
-            self.packed_positions = SinusoidalPositionalEmbedding.get_embedding(cfg.projection_length, dim)
-        self.packed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
+        if has_packed(cfg):
+            self.packed_embedding = nn.Parameter(torch.empty(cfg.projection_length, dim))
+            nn.init.normal_(self.packed_embedding, std=dim**-0.5)
+            # learned slots need no learned positions beside them
+            if not (cfg.no_token_positional_embeddings or cfg.encoder_learned_pos):
+                self.packed_positions = SinusoidalPositionalEmbedding.get_embedding(cfg.projection_length, dim)
+        self.packed_norm = LayerNorm(dim) if cfg.layernorm_embedding and has_packed(cfg) else None
+        self.pack_bias = cfg.pack_bias
         self.dropout = Dropout(cfg.dropout, module_name="LunaEncoder")
 
-        self.layers = nn.ModuleList(LunaEncoderLayer(cfg) for _ in range(cfg.encoder_layers))
-        pre_norm = cfg.encoder_normalize_before
+        last, pre_norm = cfg.encoder_layers - 1, cfg.encoder_normalize_before
+        self.layers = nn.ModuleList(LunaEncoderLayer(cfg, last=i == last) for i in range(cfg.encoder_layers))
         self.layer_norm = LayerNorm(dim) if pre_norm else None
-        self.packed_layer_norm = LayerNorm(dim) if pre_norm else None
-        self.memory = SourceMemory(cfg)
+        self.packed_layer_norm = LayerNorm(dim) if pre_norm and decoder_reads_packed(cfg) else None
+        self.memory = SourceMemory(cfg) if decoder_reads_packed(cfg) else None
 
     def embed(self, src_tokens: Tensor) -> Tensor:
         """Tokens (B, n) -> X of the first layer, (B, n, D)."""
@@ -141,16 +147,19 @@ class LunaEncoder(FairseqEncoder):
                     "--encoder-learned-pos."
                 )
         padding = is_padding if is_padding.any() else None
-        slots, hidden_slots = self.slots(is_padding)
+        count, slots = self.slots(is_padding)
 
-        x, packed = self.embed(src_tokens), self.embed_packed(len(src_tokens), slots)
+        x = self.embed(src_tokens)
+        packed = x[:, :0] if self.packed_embedding is None else self.embed_packed(len(src_tokens), count)
         states = [x]
         for layer in self.layers:
-            x, packed = layer(x, packed, padding, hidden_slots)
+            x, packed = layer(x, packed, padding, slots)
             states.append(x)
-        if self.layer_norm is not None and self.packed_layer_norm is not None:
-            x, packed = self.layer_norm(x), self.packed_layer_norm(packed)
-        return Encoded(x, states, packed, padding, hidden_slots)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        if self.packed_layer_norm is not None:
+            packed = self.packed_layer_norm(packed)
+        return Encoded(x, states, packed, padding, slots)
 
     def forward(
         self,
@@ -171,36 +180,40 @@ class LunaEncoder(FairseqEncoder):
             - encoder_out: [(n, B, D)]
             - encoder_padding_mask: [(B, n)], True where padded
             - encoder_states: X before the first and after each layer, (n, B, D) each, if asked for
-            - packed_out: [(l', B, D)], the last P
+            - packed_out: [(l', B, D)], the last P; empty where no attention packs
             - packed_padding_mask: [(B, l')], True where a sentence has no such slot; empty where
               every sentence has them all
-            - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer;
-              cross_value empty when keys are values
-            - cross_pack: [(B, l', n)], pack weights of the last decoder layer, mean over heads
+            - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer; empty where
+              its attention is an ordinary one, cross_value also when keys are values
+            - cross_pack: [(B, l', n)], pack weights of the last decoder layer, mean over heads;
+              empty with a full cross attention
             - sentence: [(rows,)], which sentence each row of the decoder translates; see
               `reorder_encoder_out`
 
         Raises:
             ValueError: if the source is longer than learned positions reach.
         """
-        x, states, packed, padding, hidden_slots = self.encode(src_tokens)
-        views, weights = self.memory(packed, x, padding)
-        tied = views[-1].cross_value is views[-1].cross_key
+        x, states, packed, padding, slots = self.encode(src_tokens)
+        views: List[SourceView] = []
+        weights = None
+        if self.memory is not None:
+            views, weights = self.memory(packed, x, padding, slots)
+        untied = [view.cross_value for view in views if view.cross_value is not view.cross_key]
         return {
             "encoder_out": [x.transpose(0, 1)],
             "encoder_padding_mask": [src_tokens.eq(self.padding_idx)],
             "encoder_states": [s.transpose(0, 1) for s in states] if return_all_hiddens else [],
-            "packed_out": [packed.transpose(0, 1)],
-            "packed_padding_mask": [] if hidden_slots is None else [hidden_slots],
-            "causal_query": [view.causal_query for view in views],
-            "cross_key": [view.cross_key for view in views],
-            "cross_value": [] if tied else [view.cross_value for view in views],
-            "cross_pack": [weights.mean(dim=1)],
+            "packed_out": [packed.transpose(0, 1)] if packed.size(1) else [],
+            "packed_padding_mask": [] if slots.hidden is None else [slots.hidden],
+            "causal_query": [view.causal_query for view in views if view.causal_query is not None],
+            "cross_key": [view.cross_key for view in views if view.cross_key is not None],
+            "cross_value": [value for value in untied if value is not None],
+            "cross_pack": [] if weights is None else [weights.mean(dim=1)],
             "sentence": [torch.arange(len(src_tokens), device=src_tokens.device)],
         }
 
-    def slots(self, padding: Tensor) -> Tuple[int, Optional[Tensor]]:
-        """How many slots the batch needs, and which of them each sentence does not use.
+    def slots(self, padding: Tensor) -> Tuple[int, Slots]:
+        """How many slots the batch needs, and which of them each sentence uses, for what stretch.
 
         A sentence has no more slots than tokens, so that its translation does not depend on the
         batch it is in; --fix-projection-length gives every sentence all l.
@@ -209,15 +222,20 @@ class LunaEncoder(FairseqEncoder):
             padding: (B, n), True where the source is padded.
 
         Returns:
-            l' and a mask (B, l'), None where every sentence uses all.
+            l' and what is known of the slots.
         """
-        slots = self.packed_embedding.size(0)
-        if self.fix_projection_length:
-            return slots, None
-        slots = min(slots, padding.size(1))
+        if self.packed_embedding is None:
+            return 0, Slots(None, None)
+        slots, hidden, distances = self.packed_embedding.size(0), None, None
         lengths = (~padding).sum(dim=1, keepdim=True)
-        hidden = torch.arange(slots, device=padding.device) >= lengths
-        return slots, hidden if hidden.any() else None
+        used = torch.full_like(lengths, slots)
+        if not self.fix_projection_length:
+            slots = min(slots, padding.size(1))
+            used = lengths.clamp(max=slots)
+            hidden = torch.arange(slots, device=padding.device) >= lengths
+        if self.pack_bias == "gaussian":
+            distances = slot_distances(padding, slots, used)
+        return slots, Slots(hidden if hidden is not None and hidden.any() else None, distances)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Expands to beams, and follows them. new_order: (rows',), indices into the rows of before.
@@ -230,18 +248,23 @@ class LunaEncoder(FairseqEncoder):
         sentence = before.index_select(0, new_order)
         if torch.equal(sentence, before):
             return encoder_out
-        kept, beams = sentence.unique_consecutive(return_counts=True)
-        if not bool((beams == beams[:1]).all()):
-            kept, beams = sentence, torch.ones_like(sentence)
+        kept, beams = by_sentence(sentence)
         rows = torch.arange(len(kept), device=kept.device).repeat_interleave(beams)
         if torch.equal(kept, before.unique_consecutive()):
             return {**encoder_out, "sentence": [rows]}
-        time_first = ("encoder_out", "encoder_states", "packed_out")
-        return {
-            name: [t.index_select(int(name in time_first), kept) for t in tensors] if name != "sentence" else [rows]
-            for name, tensors in encoder_out.items()
-        }
+        return {**select_sentences(encoder_out, kept), "sentence": [rows]}
 
     def max_positions(self) -> int:
         """The longest source that fairseq lets in."""
         return self.max_source_positions
+
+
+def select_sentences(encoder_out: EncoderOut, chosen: Tensor) -> EncoderOut:
+    """What of the encoder's output is of the chosen sentences, (B',), one row each."""
+    time_first = ("encoder_out", "encoder_states", "packed_out")
+    selected = {
+        name: [t.index_select(int(name in time_first), chosen) for t in tensors]
+        for name, tensors in encoder_out.items()
+        if name != "sentence"
+    }
+    return {**selected, "sentence": [torch.arange(len(chosen), device=chosen.device)]}

@@ -292,6 +292,31 @@ class _LogSoftmax(torch.autograd.Function):
         return torch._log_softmax_backward_data(grad, log_probs, -1, log_probs.dtype)
 
 
+def slot_distances(padding: Tensor, slots: int, used: Tensor) -> Tensor:
+    """How far each position is from each slot, were the slots spread evenly over the sentence; squared.
+
+        ((j + 1/2 - c_i) / w)^2,   w = n / l',   c_i = (i + 1/2) w
+
+    for slot i and the j-th of the n tokens of a sentence that uses l' slots: the unit is the stretch
+    of a slot. A Gaussian bias on pack logits is a multiple of it (after Yang et al. 2018, Modeling
+    Localness for Self-Attention Networks, whose centres are predicted).
+
+    Args:
+        padding: (B, m), True where the source is padded, on either side.
+        slots: l, of the result.
+        used: l' of each sentence, (B, 1).
+
+    Returns:
+        (B, l, m), in float32.
+    """
+    tokens = (~padding).float()
+    stretch = (tokens.sum(dim=1, keepdim=True) / used).unsqueeze(2)
+    positions = (tokens.cumsum(dim=1) - 0.5).unsqueeze(1)
+    centres = torch.arange(slots, device=padding.device).view(1, -1, 1) + 0.5
+    # a row of nothing but padding has no stretch
+    return (positions / stretch.clamp(min=1e-3) - centres) ** 2
+
+
 def identity(weights: Tensor) -> Tensor:
     """The dropout of a model at rest."""
     return weights
@@ -304,6 +329,7 @@ def attention(
     hidden: Optional[Tensor] = None,
     dropout: Dropout = identity,
     softmax_dtype: Optional[torch.dtype] = None,
+    bias: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Tensor]:
     """Attention(X, C) = softmax(Q K^T) V, the query scaled already (paper, section 2).
 
@@ -317,12 +343,14 @@ def attention(
         hidden: (B, m), True where a row of the context is padding.
         dropout: applied to the weights.
         softmax_dtype: as in `softmax`.
+        bias: added to the logits, (B, H, n, m).
 
     Returns:
         (B, H, n, d) and the weights (B, H, n, m) before dropout.
     """
     query, key, value = _ordered(query, key, value)
-    weights = softmax(query @ key.transpose(-1, -2), hidden, softmax_dtype)
+    logits = query @ key.transpose(-1, -2)
+    weights = softmax(logits if bias is None else logits + bias, hidden, softmax_dtype)
     return dropout(weights) @ value, weights
 
 
@@ -339,6 +367,7 @@ def pack_unprojected(
     value: HeadWeights,
     hidden: Optional[Tensor] = None,
     dropout: Dropout = identity,
+    bias: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Tensor]:
     """`attention(P, C)` with the products in another order: the context is never projected.
 
@@ -355,13 +384,14 @@ def pack_unprojected(
         value: W_V (H, d, D) and b_V (H, d).
         hidden: (B, m), True where a row of the context is padding.
         dropout: applied to the weights.
+        bias: added to the logits, (B, H, l, m).
 
     Returns:
         (B, H, l, d) and the weights (B, H, l, m) before dropout.
     """
     heads, slots = query.shape[1:3]
     logits = torch.baddbmm(*_moved(query, key), context.transpose(1, 2)).unflatten(1, (heads, slots))
-    weights = softmax(logits, hidden)
+    weights = softmax(logits if bias is None else logits + bias, hidden)
     dropped = dropout(weights)
     mixed = (dropped.flatten(1, 2) @ context).unflatten(1, (heads, slots))
     weight, bias = value

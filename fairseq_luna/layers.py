@@ -1,7 +1,8 @@
 """The Luna layers: residuals, normalisation and feed-forward around the attentions.
 
 Besides the layers of encoder and decoder stands `SourceMemoryLayer`, the half of a decoder layer
-that depends on the source alone.
+that depends on the source alone. In each of its three places Luna's attention can give way to an
+ordinary one (`ordinary.py`).
 """
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple
@@ -20,7 +21,9 @@ from .attention import (
     Unpack,
     linear,
 )
+from .config import decoder_reads_packed
 from .dropout import Dropout
+from .ordinary import CausalSelfAttention, CrossAttention, SelfAttention
 
 
 class Residual(nn.Module):
@@ -29,9 +32,10 @@ class Residual(nn.Module):
     To be used as `x = residual.leave(x, f(residual.enter(x)))`.
     """
 
-    def __init__(self, dim: int, dropout: float, pre_norm: bool):
+    def __init__(self, dim: int, dropout: float, pre_norm: bool, entered_only: bool = False):
         super().__init__()
-        self.layer_norm = LayerNorm(dim)
+        # never left, a post-norm has no norm: one without a gradient would stop DDP
+        self.layer_norm: Any = LayerNorm(dim) if pre_norm or not entered_only else None
         self.dropout = Dropout(dropout, module_name="LunaResidual")
         self.pre_norm = pre_norm
 
@@ -43,6 +47,18 @@ class Residual(nn.Module):
         """x and the block's result y, joined."""
         x = x + self.dropout(y)
         return x if self.pre_norm else self.layer_norm(x)
+
+
+class Slots(NamedTuple):
+    """What is known of a batch's slots.
+
+    Attributes:
+        hidden: (B, l), True where a sentence has no such slot; None where all have all.
+        distances: of `functional.slot_distances`, (B, l, m); None where no pack has a bias.
+    """
+
+    hidden: Optional[Tensor]
+    distances: Optional[Tensor]
 
 
 class FeedForward(nn.Module):
@@ -60,77 +76,112 @@ class FeedForward(nn.Module):
 
 
 class LunaEncoderLayer(nn.Module):
-    """X_A, P' = LN(Y_X + X), LN(Y_P + P);  X' = LN(FFN(X_A) + X_A)  (paper, section 3.2)."""
+    """X_A, P' = LN(Y_X + X), LN(Y_P + P);  X' = LN(FFN(X_A) + X_A)  (paper, section 3.2).
 
-    def __init__(self, cfg: Any):
+    With ordinary self-attention P stays as it is.
+    """
+
+    def __init__(self, cfg: Any, last: bool):
         super().__init__()
-        dim, pre_norm = cfg.encoder_embed_dim, cfg.encoder_normalize_before
-        self.self_attn = LunaAttention(
-            dim,
-            cfg.encoder_attention_heads,
-            cfg.encoder_projected_attention_heads,
-            tied=not cfg.untie_luna_kv,
-            dropout=cfg.attention_dropout,
-        )
+        dim, heads, pre_norm = cfg.encoder_embed_dim, cfg.encoder_attention_heads, cfg.encoder_normalize_before
+        self.luna = cfg.encoder_self_attention == "luna"
+        # nobody reads the last P' then
+        self.updates_packed = self.luna and not (last and not decoder_reads_packed(cfg))
+        if self.luna:
+            self.self_attn = LunaAttention(
+                dim,
+                heads,
+                cfg.encoder_projected_attention_heads,
+                tied=not cfg.untie_luna_kv,
+                dropout=cfg.attention_dropout,
+                pack_bias=cfg.pack_bias,
+            )
+        else:
+            self.self_attn = SelfAttention(dim, heads, cfg.attention_dropout)
         self.ffn = FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
         self.self_attn_residual = Residual(dim, cfg.dropout, pre_norm)
-        self.packed_residual = Residual(dim, cfg.dropout, pre_norm)
+        if self.luna:
+            self.packed_residual = Residual(dim, cfg.dropout, pre_norm, entered_only=not self.updates_packed)
         self.ffn_residual = Residual(dim, cfg.dropout, pre_norm)
 
-    def forward(
-        self, x: Tensor, packed: Tensor, padding: Optional[Tensor], hidden_slots: Optional[Tensor]
-    ) -> Tuple[Tensor, Tensor]:
-        """X (B, n, D), P (B, l, D), masks (B, n) and (B, l) -> X', P'."""
-        attn, pack, ffn = self.self_attn_residual, self.packed_residual, self.ffn_residual
-        y_x, y_p = self.self_attn(attn.enter(x), pack.enter(packed), padding, hidden_slots)
-        x, packed = attn.leave(x, y_x), pack.leave(packed, y_p)
+    def forward(self, x: Tensor, packed: Tensor, padding: Optional[Tensor], slots: Slots) -> Tuple[Tensor, Tensor]:
+        """X (B, n, D), P (B, l, D), mask (B, n), what is known of the slots -> X', P'."""
+        attn, ffn = self.self_attn_residual, self.ffn_residual
+        if self.luna:
+            pack = self.packed_residual
+            y_x, y_p = self.self_attn(attn.enter(x), pack.enter(packed), padding, slots.hidden, slots.distances)
+            packed = pack.leave(packed, y_p) if self.updates_packed else packed
+        else:
+            y_x = self.self_attn(attn.enter(x), padding)
+        x = attn.leave(x, y_x)
         x = ffn.leave(x, self.ffn(ffn.enter(x)))
         return x, packed
 
 
 class SourceView(NamedTuple):
-    """What one decoder layer sees of the source; the same at every step and for every beam.
+    """What one decoder layer sees of the packed source; the same at every step and for every beam.
 
     Attributes:
-        causal_query: P as the query of the causal pack, (B, H, l, d).
-        cross_key: keys of the cross attention's Y_P, (B, H, l, d).
+        causal_query: P as the query of the causal pack, (B, H, l, d); None with ordinary self-attention.
+        cross_key: keys of the cross attention's Y_P, (B, H, l, d); None with a full cross attention.
         cross_value: its values, (B, H, l, d); the same tensor when tied.
     """
 
-    causal_query: Tensor
-    cross_key: Tensor
-    cross_value: Tensor
+    causal_query: Optional[Tensor]
+    cross_key: Optional[Tensor]
+    cross_value: Optional[Tensor]
 
 
 class SourceMemoryLayer(nn.Module):
-    """The half of a decoder layer that the source alone decides: P, and all that is made of it."""
+    """The half of a decoder layer that the source alone decides: P, and all that is made of it.
+
+    With a full cross attention nothing packs, and P stays the encoder's.
+    """
 
     def __init__(self, cfg: Any, last: bool):
         super().__init__()
         dim, tied = cfg.encoder_embed_dim, not cfg.untie_luna_kv
         to_decoder = (dim, cfg.decoder_embed_dim, cfg.decoder_attention_heads)
-        self.causal_query = HeadProjection(*to_decoder, is_query=True)
-        self.pack = Pack(dim, cfg.decoder_projected_attention_heads, tied, cfg.attention_dropout)
-        self.key_value = KeyValue(*to_decoder, tied)
-        self.residual = Residual(dim, cfg.dropout, cfg.decoder_normalize_before)
+        self.causal_query = HeadProjection(*to_decoder, is_query=True) if cfg.decoder_self_attention == "luna" else None
+        self.pack: Optional[Pack] = None
+        if cfg.cross_attention == "packed":
+            heads, pre_norm = cfg.decoder_projected_attention_heads, cfg.decoder_normalize_before
+            self.pack = Pack(dim, heads, tied, cfg.attention_dropout, cfg.pack_bias)
+            self.key_value = KeyValue(*to_decoder, tied)
+            # nobody reads the last P'
+            self.residual = Residual(dim, cfg.dropout, pre_norm, entered_only=last)
         self.last = last
-        if last and not cfg.decoder_normalize_before:
-            # nobody reads the last P', and a norm without a gradient would stop DDP
-            self.residual.layer_norm = None
 
     def forward(
-        self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor]
-    ) -> Tuple[SourceView, Tensor, Tensor]:
-        """P (B, l, D), encoder output (B, m, D), its mask (B, m) -> the layer's view of them, P'
-        (in the last layer P) and the pack weights (B, H, l, m)."""
-        y_p, weights = self.pack(self.residual.enter(packed), encoder_out, padding)
-        key, value = self.key_value(y_p)
+        self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor], slots: Slots
+    ) -> Tuple[SourceView, Tensor, Optional[Tensor]]:
+        """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots -> the
+        layer's view of them, P' (in the last layer P) and the pack weights (B, H, l, m)."""
+        query = key = value = weights = None
         # every step of a generation reads them, so their memory is put in order once
-        ordered = key.contiguous()
-        view = SourceView(
-            self.causal_query(packed).contiguous(), ordered, ordered if value is key else value.contiguous()
-        )
-        return view, packed if self.last else self.residual.leave(packed, y_p), weights
+        if self.causal_query is not None:
+            query = self.causal_query(packed).contiguous()
+        if self.pack is not None:
+            y_p, weights = self.pack(self.residual.enter(packed), encoder_out, padding, slots.distances)
+            plain_key, plain_value = self.key_value(y_p)
+            key = plain_key.contiguous()
+            value = key if plain_value is plain_key else plain_value.contiguous()
+            packed = packed if self.last else self.residual.leave(packed, y_p)
+        return SourceView(query, key, value), packed, weights
+
+
+class Source(NamedTuple):
+    """What all decoder layers see of the source.
+
+    Attributes:
+        out: the encoder's output, (B, m, D).
+        padding: (B, m), True where the source is padded.
+        hidden_slots: (B, l), True where a slot is not used; None where all are.
+    """
+
+    out: Tensor
+    padding: Optional[Tensor]
+    hidden_slots: Optional[Tensor]
 
 
 class LunaDecoderLayer(nn.Module):
@@ -138,15 +189,18 @@ class LunaDecoderLayer(nn.Module):
 
     def __init__(self, cfg: Any):
         super().__init__()
-        dim, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
-        self.self_attn = LunaCausalAttention(
-            dim,
-            heads,
-            tied=not cfg.untie_luna_kv,
-            dropout=cfg.attention_dropout,
-            activation=cfg.causal_activation,
-        )
-        self.cross_attn = Unpack(dim, heads, cfg.attention_dropout)
+        dim, heads, dropout = cfg.decoder_embed_dim, cfg.decoder_attention_heads, cfg.attention_dropout
+        self.luna = cfg.decoder_self_attention == "luna"
+        self.packed = cfg.cross_attention == "packed"
+        if self.luna:
+            tied, activation = not cfg.untie_luna_kv, cfg.causal_activation
+            self.self_attn = LunaCausalAttention(dim, heads, tied, dropout, activation)
+        else:
+            self.self_attn = CausalSelfAttention(dim, heads, dropout)
+        if self.packed:
+            self.cross_attn = Unpack(dim, heads, dropout)
+        else:
+            self.cross_attn = CrossAttention(dim, cfg.encoder_embed_dim, heads, dropout)
         self.ffn = FeedForward(dim, cfg.decoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
         pre_norm = cfg.decoder_normalize_before
         self.self_attn_residual = Residual(dim, cfg.dropout, pre_norm)
@@ -156,15 +210,27 @@ class LunaDecoderLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
+        source: Source,
         view: SourceView,
-        hidden_slots: Optional[Tensor],
         incremental_state: Optional[Dict[Any, Any]] = None,
-    ) -> Tuple[Tensor, Tensor]:
-        """X (B, n, D), the source as this layer sees it -> X' and unpack weights (B, H, n, l)."""
+        need_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """X (B, n, D), the source, and as this layer sees it -> X' and how much each position reads
+        of each slot, or with a full cross attention of each source position, the mean of all heads
+        (B, n, l or m), if asked for."""
         attn, cross, ffn = self.self_attn_residual, self.cross_attn_residual, self.ffn_residual
-        y = self.self_attn(attn.enter(x), view.causal_query, hidden_slots, incremental_state)
+        y = attn.enter(x)
+        if self.luna:
+            y = self.self_attn(y, view.causal_query, source.hidden_slots, incremental_state)
+        else:
+            y = self.self_attn(y, incremental_state)
         x = attn.leave(x, y)
-        y, weights = self.cross_attn(cross.enter(x), view.cross_key, view.cross_value, hidden_slots)
+        y = cross.enter(x)
+        if self.packed:
+            y, weights = self.cross_attn(y, view.cross_key, view.cross_value, source.hidden_slots)
+            weights = weights.mean(dim=1) if need_weights else None
+        else:
+            y, weights = self.cross_attn(y, source.out, source.padding, incremental_state, need_weights)
         x = cross.leave(x, y)
         x = ffn.leave(x, self.ffn(ffn.enter(x)))
         return x, weights

@@ -145,7 +145,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def run(command: List[str], log: Path, on_line: Callable[[str], None] = lambda line: None) -> None:
+def run(
+    command: List[str],
+    log: Path,
+    on_line: Callable[[str], None] = lambda line: None,
+    environment: Optional[Dict[str, str]] = None,
+) -> None:
     """Run a command, its output appended to `log` and handed on line by line; a Problem when it fails."""
     with open(log, "a", encoding="utf-8") as file:
         if file.tell():
@@ -157,7 +162,7 @@ def run(command: List[str], log: Path, on_line: Callable[[str], None] = lambda l
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+            env={**(environment or os.environ), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
             preexec_fn=die_with_parent,
         )
         tail: Deque[str] = deque(maxlen=20)

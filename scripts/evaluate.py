@@ -21,11 +21,11 @@ from common import (
     read_json,
     read_lines,
     versions,
-    whole,
     write_json,
     write_text,
 )
 from generate import add_options, file_name, fingerprint, generate, parse
+from progress import draw_by_length
 from scores import RESAMPLES, by_length, compare, compound_split_bleu, score
 
 LENPEN, LENPENS = 0.6, [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]
@@ -187,7 +187,9 @@ class Evaluation:
             "versions": versions(),
             "command": quote(["bash", "scripts/evaluate.sh", *sys.argv[1:]]),
         }
-        self.draw([report, self.other] if self.other else [report])
+        both = [report, self.other] if self.other else [report]
+        lengths = [(each["name"], each["BLEU by words of the source"]) for each in both]
+        draw_by_length(lengths, self.out / "bleu-by-length.png")
         write_text(self.out / "table.md", table(report, self.other))
         write_json(self.report, report)
 
@@ -222,35 +224,6 @@ class Evaluation:
             "lines": self.manifest.get("lines"),
             "official test set": test.get("official", "unknown"),
         }
-
-    def draw(self, reports: List[dict]) -> None:
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            say("matplotlib is not installed: no bleu-by-length.png")
-            return
-        figure = Figure(figsize=(8, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        width = 0.8 / len(reports)
-        for number, report in enumerate(reports):
-            buckets = report["BLEU by words of the source"]
-            places = [place + (number - (len(reports) - 1) / 2) * width for place in range(len(buckets))]
-            heights = [bucket["BLEU"] or 0 for bucket in buckets]
-            bars = axes.bar(places, heights, 0.92 * width, label=report["name"])
-            texts = ["" if bucket["BLEU"] is None else f"{bucket['BLEU']:.1f}" for bucket in buckets]
-            axes.bar_label(bars, texts, fontsize=8, padding=2)
-        labels = [f"{bucket['words']}\n{bucket['sentences']:,}" for bucket in buckets]
-        axes.set_xticks(range(len(buckets)), labels)
-        axes.set(xlabel="words of the source, and how many sentences have so many", ylabel="BLEU (sacreBLEU)")
-        axes.margins(y=0.12)
-        axes.set_ylim(0, max(1, axes.get_ylim()[1]))
-        axes.set_title(f"BLEU by length: {' and '.join(report['name'] for report in reports)}")
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_axisbelow(True)
-        if len(reports) > 1:
-            figure.legend(loc="outside lower center", ncols=2)
-        with whole(self.out / "bleu-by-length.png") as path:
-            figure.savefig(str(path), dpi=120, format="png")
 
     def text(self, subset: str, lang: str) -> List[str]:
         return list(read_lines(self.args.data / "raw" / f"{subset}.{lang}"))

@@ -8,7 +8,7 @@ import sys
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional
 
 import recipes
 from average_checkpoints import count
@@ -105,7 +105,9 @@ def file_name(args: argparse.Namespace, subset: str, lenpen: float) -> str:
     return f"{subset}.beam{args.beam}.lenpen{lenpen:g}.{recipes.load(args.data).target}"
 
 
-def generate(args: argparse.Namespace, subset: str, lenpen: float, out: Path) -> List[str]:
+def generate(
+    args: argparse.Namespace, subset: str, lenpen: float, out: Path, environment: Optional[Dict[str, str]] = None
+) -> List[str]:
     """The translations of a subset by RUN/model.pt, out of the file `out` where they are there already."""
     model, record = args.run / "model.pt", out.with_name(out.name + ".json")
     options = ["--beam", str(args.beam), "--lenpen", str(lenpen), *LENGTHS, "--max-tokens", str(args.max_tokens)]
@@ -124,7 +126,7 @@ def generate(args: argparse.Namespace, subset: str, lenpen: float, out: Path) ->
     def note(command: List[str], on_line: Callable[[str], None]) -> None:
         # as one would type it in the checkout: a record tells nobody where that is
         typed.append(quote(["python", *command[1:]]).replace(f"{REPO}/", ""))
-        run(command, out.with_name(out.name + ".log"), on_line)
+        run(command, out.with_name(out.name + ".log"), on_line, environment)
 
     found = search(args.data, model, subset, options + ["--cpu"] * args.cpu, note)
     write_text(out, "".join(line + "\n" for line in found))

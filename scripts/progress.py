@@ -3,9 +3,10 @@
 import json
 import math
 import re
+import statistics
 import sys
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, List, Optional, Tuple
 
 from common import whole
 
@@ -21,6 +22,8 @@ class TrainingLog:
         self.parameters: Optional[int] = None
         self.updates = 0
         self.updates_per_second = self.words_per_second = 0.0
+        self.speeds: List[float] = []  # words per second of each record
+        self.peak_memory: Optional[int] = None  # bytes, of all sessions; see train_process.py
 
     @classmethod
     def read(cls, path: Path) -> "TrainingLog":
@@ -36,6 +39,9 @@ class TrainingLog:
         count = re.search(r"num\. shared model params: ([\d,]+)", line)
         if count:
             self.parameters = int(count.group(1).replace(",", ""))
+        memory = re.search(r"peak memory of this process: (\d+) bytes", line)
+        if memory:
+            self.peak_memory = max(int(memory.group(1)), self.peak_memory or 0)
         record = RECORD.search(line)
         if not record:
             return False
@@ -47,7 +53,12 @@ class TrainingLog:
         losses[self.updates] = bits * math.log(2)
         if "ups" in figures:
             self.updates_per_second, self.words_per_second = float(figures["ups"]), float(figures["wps"])
+            self.speeds.append(self.words_per_second)
         return True
+
+    def typical_words_per_second(self) -> float:
+        """The median of all records: validation and saving fall into few of them."""
+        return statistics.median(self.speeds) if self.speeds else 0.0
 
     def figures(self) -> Dict[str, str]:
         """The latest of each, ready to be shown."""
@@ -69,23 +80,73 @@ def bar(total: Optional[int], unit: str, initial: int = 0):
     )
 
 
-def draw(log: TrainingLog, path: Path, title: str) -> None:
-    """Draw the learning curve, where there is one and matplotlib is installed."""
-    if not log.train and not log.valid:
-        return
+def figure_for(path: Path, width: float):
+    """A matplotlib figure and its axes, or None twice where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         print(f"matplotlib is not installed: no {path.name}", flush=True)
-        return
+        return None, None
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    return figure, figure.add_subplot()
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+
+def draw(log: TrainingLog, path: Path, title: str) -> None:
+    """Draw the learning curve, where there is one and matplotlib is installed."""
+    figure, axes = figure_for(path, 7) if log.train or log.valid else (None, None)
+    if not figure:
+        return
     for name, points in ("train", log.train), ("valid", log.valid):
         if points:
             axes.plot(*zip(*sorted(points.items())), label=name, marker="o" if name == "valid" else None, markersize=3)
     axes.set(xlabel="updates", ylabel="negative log-likelihood (nats per piece)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
+    with whole(path) as beside:
+        figure.savefig(str(beside), dpi=120, format="png")
+
+
+def draw_curves(curves: Dict[str, List[Dict[str, float]]], path: Path) -> None:
+    """Draw the validation loss by updates of several models: the mean of their trainings, and the span of these."""
+    figure, axes = figure_for(path, 8)
+    if not figure:
+        return
+    for name, trainings in curves.items():
+        common = sorted(set.intersection(*(set(training) for training in trainings)), key=int)
+        rows = [[training[updates] for training in trainings] for updates in common]
+        updates = [int(text) for text in common]
+        (line,) = axes.plot(updates, [statistics.mean(row) for row in rows], marker="o", markersize=3, label=name)
+        if len(trainings) > 1:
+            lowest, highest = [min(row) for row in rows], [max(row) for row in rows]
+            axes.fill_between(updates, lowest, highest, color=line.get_color(), alpha=0.15)
+    axes.set(xlabel="updates", ylabel="validation nll (nats per piece)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with whole(path) as beside:
+        figure.savefig(str(beside), dpi=120, format="png")
+
+
+def draw_by_length(models: List[Tuple[str, List[dict]]], path: Path) -> None:
+    """Draw BLEU by length, as `scores.by_length` has it, of several models over the same test set."""
+    figure, axes = figure_for(path, 8)
+    if not figure:
+        return
+    width = 0.8 / len(models)
+    for number, (name, buckets) in enumerate(models):
+        places = [place + (number - (len(models) - 1) / 2) * width for place in range(len(buckets))]
+        bars = axes.bar(places, [bucket["BLEU"] or 0 for bucket in buckets], 0.92 * width, label=name)
+        if len(models) < 3:  # of more, figures would run into each other
+            texts = ["" if bucket["BLEU"] is None else f"{bucket['BLEU']:.1f}" for bucket in buckets]
+            axes.bar_label(bars, texts, fontsize=8, padding=2)
+    labels = [f"{bucket['words']}\n{bucket['sentences']:,}" for bucket in buckets]
+    axes.set_xticks(range(len(buckets)), labels)
+    axes.set(xlabel="words of the source, and how many sentences have so many", ylabel="BLEU (sacreBLEU)")
+    axes.margins(y=0.12)
+    axes.set_ylim(0, max(1, axes.get_ylim()[1]))
+    axes.set_title("BLEU by length" + (f": {' and '.join(name for name, _ in models)}" if len(models) < 3 else ""))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    if len(models) > 1:
+        figure.legend(loc="outside lower center", ncols=2)
     with whole(path) as beside:
         figure.savefig(str(beside), dpi=120, format="png")

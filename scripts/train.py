@@ -201,6 +201,7 @@ class Training:
             "common.user_dir": text(USER_DIR),
             "common.tensorboard_logdir": text(self.out / "tensorboard"),
             "common.log_format": "json",
+            "common.reset_logging": "true",  # else hydra's format, in which no figures are found
             "task.data": text(self.out / "data" / "data-bin"),
             "checkpoint.save_dir": text(self.out / "checkpoints"),
             "distributed_training.distributed_world_size": str(self.processes * self.nodes),

@@ -1,6 +1,7 @@
 """One process of a training, started by train.py: fairseq-hydra-train with the plugin, in its place among them."""
 
 import os
+import resource
 import sys
 
 from common import die_with_parent
@@ -25,6 +26,17 @@ def main() -> None:
     from fairseq_cli.hydra_train import cli_main
 
     cli_main()
+    if rank == 0 and "--cfg" not in sys.argv:
+        print(f"peak memory of this process: {peak_memory()} bytes", flush=True)
+
+
+def peak_memory() -> int:
+    """The most that torch had of a GPU, or this process of the machine."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

@@ -22,3 +22,20 @@ def run(command, fails=False, **options):
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, **options)
     assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-4000:]
     return done
+
+
+WORDS = "the a red blue old house tree sees finds and under over cat dog we they".split()
+
+
+def prepared(folder: Path) -> Path:
+    """Prepared data of 300 pairs, in FOLDER/data."""
+    for split, size in ("train", 300), ("valid", 12), ("test", 8):
+        for lang, step in ("en", 1), ("de", -1):
+            lines = (
+                " ".join([WORDS[(i * k * k + k) % len(WORDS)] for k in range(3 + i % 9)][::step]) for i in range(size)
+            )
+            (folder / f"{split}.{lang}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", str(folder / split))]
+    command = [sys.executable, str(ROOT / "data-prep" / "prepare_corpus.py"), *splits, "--source", "en"]
+    run([*command, "--target", "de", "--vocab-size", "320", "--workers", "1", "--out", str(folder / "data")])
+    return folder / "data"

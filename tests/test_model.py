@@ -1,10 +1,13 @@
 """The whole model: settings, masks, gradients, causality."""
 
+from argparse import Namespace
+
 import pytest
 import torch
+from fairseq.models.transformer import TransformerModel, base_architecture
 from fairseq.modules import FairseqDropout
 from omegaconf import OmegaConf
-from tiny import DIMS, EOS, PAD, VARIANTS, build, dictionary, sentences, sharpen, targets, task
+from tiny import DIMS, EOS, ORDINARY, PAD, VARIANTS, build, dictionary, sentences, sharpen, targets, task
 
 from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig, checked
 from fairseq_luna.model import LunaTransformerModel
@@ -136,6 +139,63 @@ def test_ddp_without_find_unused_parameters(settings, one_process_group):
         logits(model, sentences([9, 5]), targets([7, 3])).logsumexp(-1).sum().backward()
 
 
+# --- ordinary attention
+
+THEIR_NAMES = {
+    "self_attn_residual.layer_norm": "self_attn_layer_norm",
+    "cross_attn_residual.layer_norm": "encoder_attn_layer_norm",
+    "ffn_residual.layer_norm": "final_layer_norm",
+    "cross_attn.": "encoder_attn.",
+    "ffn.fc": "fc",
+}
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
+def test_three_ordinary_attentions_are_fairseqs_transformer(pre_norm):
+    """The same parameters, in number and by other names, and the same results."""
+    norms = {"encoder_normalize_before": pre_norm, "decoder_normalize_before": pre_norm}
+    ours = sharpen(build(**norms, **ORDINARY))
+    args = Namespace(**{**DIMS, "dropout": 0.0, **norms, "max_source_positions": 99, "max_target_positions": 99})
+    base_architecture(args)
+    words = dictionary()
+    theirs = TransformerModel.build_model(args, task(words, words)).eval().double()
+    state = theirs.state_dict()
+    for name, value in ours.state_dict().items():
+        for mine, other in THEIR_NAMES.items():
+            name = name.replace(mine, other)
+        assert state[name].shape == value.shape
+        state[name] = value
+    theirs.load_state_dict(state)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    source, prev = sentences([12, 5, 2]), targets([7, 9, 1])
+    want = theirs(source, source.ne(PAD).sum(dim=1), prev)[0]
+    real = prev.ne(PAD)
+    torch.testing.assert_close(logits(ours, source, prev)[real], want[real], rtol=0, atol=3e-6)
+
+
+def test_a_gaussian_bias_is_the_equation():
+    """-gamma_h ((j + 1/2 - c_i) / w)^2 on the pack's logits, j counted without padding."""
+    model = build(pack_bias="gaussian")
+    pack = model.encoder.layers[0].self_attn.pack
+    with torch.no_grad():
+        pack.query.weight.zero_()  # of all logits the bias alone is left
+        pack.sharpness.copy_(torch.tensor([0.5, 1.0, 2.0, 0.0]))
+    seen = []
+    pack.register_forward_hook(lambda module, inputs, out: seen.append(out[1]))
+    lengths, most, width = [11, 4, 1], 6, 11
+    model.encoder(sentences(lengths))
+    for weights, n in zip(seen[0], lengths):
+        used = min(most, n)
+        w = n / used
+        for i in range(used):
+            c = (i + 0.5) * w
+            bias = torch.tensor([-(((j + 0.5 - c) / w) ** 2) for j in range(n)], dtype=torch.float64)
+            want = torch.softmax(pack.sharpness.view(-1, 1) * bias, dim=-1)
+            torch.testing.assert_close(weights[:, i, width - n :], want, rtol=0, atol=1e-6)
+            assert not weights[:, i, : width - n].any()
+
+
 # --- settings
 
 
@@ -173,6 +233,7 @@ BAD = {
     "no-dimension": ({"encoder_embed_dim": 0}, r"--encoder-embed-dim must be at least 1, but is 0"),
     "no-layers": ({"decoder_layers": 0}, r"--decoder-layers must be at least 1, but is 0"),
     "activation": ({"activation_fn": "swash"}, r"--activation-fn 'swash' is unknown; choose from relu"),
+    "attention": ({"cross_attention": "ful"}, r"--cross-attention 'ful' is unknown; choose from packed, full"),
     "causal-activation": (
         {"causal_activation": "softmax"},
         r"--causal-activation 'softmax' is unknown; choose from softplus, elu",

@@ -14,31 +14,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ENV, ROOT, USER_DIR, run
+from commands import ENV, ROOT, USER_DIR, prepared, run
 from omegaconf import OmegaConf
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
 CONFIGS = ROOT / "configs"
 DOCS = ROOT / "docs" / "wmt14.md"
-WORDS = "the a red blue old house tree sees finds and under over cat dog we they".split()
 NO_DROPOUT = "model.dropout=0", "model.attention_dropout=0", "model.activation_dropout=0"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Prepared data of 300 pairs, in a folder whose name wants quoting."""
-    folder = tmp_path_factory.mktemp("it's a folder")
-    for split, size in ("train", 300), ("valid", 12), ("test", 8):
-        for lang, step in ("en", 1), ("de", -1):
-            lines = (
-                " ".join([WORDS[(i * k * k + k) % len(WORDS)] for k in range(3 + i % 9)][::step]) for i in range(size)
-            )
-            (folder / f"{split}.{lang}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", str(folder / split))]
-    command = [sys.executable, str(ROOT / "data-prep" / "prepare_corpus.py"), *splits, "--source", "en"]
-    run([*command, "--target", "de", "--vocab-size", "320", "--workers", "1", "--out", str(folder / "data")])
-    return folder / "data"
+    return prepared(tmp_path_factory.mktemp("it's a folder"))
 
 
 def train(data: Path, out: Path, *words) -> list:

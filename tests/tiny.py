@@ -1,12 +1,13 @@
 """Tiny models and batches for the tests."""
 
+from itertools import product
 from types import SimpleNamespace
-from typing import Any, List
+from typing import Any, Dict, List
 
 import torch
 from fairseq.data import Dictionary
 
-from fairseq_luna.config import LunaTransformerConfig
+from fairseq_luna.config import CROSS_ATTENTIONS, SELF_ATTENTIONS, LunaTransformerConfig
 from fairseq_luna.model import LunaTransformerModel
 
 PAD, EOS = 1, 2
@@ -24,7 +25,7 @@ PRE_NORM = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 UNTIED = {"untie_luna_kv": True}
 
 # settings that change which code runs, each by its id
-VARIANTS = {
+VARIANTS: Dict[str, Dict[str, Any]] = {
     "tied": {},
     "untied": UNTIED,
     "pre-norm": PRE_NORM,
@@ -39,7 +40,27 @@ VARIANTS = {
     },
     "layernorm-embedding": {"layernorm_embedding": True},
     "learned-positions": {"encoder_learned_pos": True, "decoder_learned_pos": True},
+    "gaussian": {"pack_bias": "gaussian"},
+    "gaussian-fixed-length": {"pack_bias": "gaussian", "fix_projection_length": True},
 }
+# and every choice of attentions but the paper's
+VARIANTS.update(
+    (
+        f"encoder-{encoder}-decoder-{decoder}-cross-{cross}",
+        {"encoder_self_attention": encoder, "decoder_self_attention": decoder, "cross_attention": cross},
+    )
+    for encoder, decoder, cross in product(SELF_ATTENTIONS, SELF_ATTENTIONS, CROSS_ATTENTIONS)
+    if (encoder, decoder, cross) != ("luna", "luna", "packed")
+)
+
+ORDINARY = {"encoder_self_attention": "softmax", "decoder_self_attention": "softmax", "cross_attention": "full"}
+
+
+def close_enough(settings: Dict[str, Any]) -> Dict[str, float]:
+    """How equal two ways of decoding are, for assert_close: fairseq's own attention takes its softmax in float64 all
+    at once and in float32 step by step."""
+    ordinary = any(settings.get(name) == choice for name, choice in ORDINARY.items())
+    return {"rtol": 0, "atol": 3e-6 if ordinary else 1e-9}
 
 
 def dictionary(size: int = 44) -> Dictionary:

@@ -1,0 +1,133 @@
+"""Ordinary softmax attention, fairseq's own, for the places where a model does not use Luna's.
+
+Tensors are batch first here as elsewhere in the plugin; fairseq's module has them time first.
+"""
+
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+from fairseq.modules import MultiheadAttention
+from torch import Tensor
+
+from .inference import Linear
+
+
+class _Attention(MultiheadAttention):
+    """fairseq's, with projections that generation can give another form to."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            plain = getattr(self, name)
+            projection = Linear(plain.in_features, plain.out_features)
+            projection.load_state_dict(plain.state_dict())
+            setattr(self, name, projection)
+
+
+class SelfAttention(_Attention):
+    """Attention of a sequence to itself: O(n^2 D)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__(dim, heads, dropout=dropout, self_attention=True)
+
+    def forward(self, x: Tensor, padding: Optional[Tensor] = None) -> Tensor:
+        """X (B, n, D), its mask (B, n), True where padded -> (B, n, D)."""
+        x = x.transpose(0, 1)
+        out, _ = super().forward(x, x, x, key_padding_mask=padding, need_weights=False)
+        return out.transpose(0, 1)
+
+
+class CausalSelfAttention(_Attention):
+    """Attention to the positions up to each one's own; its state grows by a position a step."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__(dim, heads, dropout=dropout, self_attention=True)
+
+    def forward(self, x: Tensor, incremental_state: Optional[Dict[Any, Any]] = None) -> Tensor:
+        """X (B, n, D), padded on the right if at all -> (B, n, D); with an incremental state the
+        one new position of every beam, (B, beams, D)."""
+        if incremental_state is not None:
+            rows = x.reshape(1, -1, x.size(-1))
+            out, _ = super().forward(rows, rows, rows, incremental_state=incremental_state, need_weights=False)
+            return out.view_as(x)
+        n = x.size(1)
+        future = torch.full((n, n), float("-inf"), dtype=x.dtype, device=x.device).triu_(1)
+        x = x.transpose(0, 1)
+        out, _ = super().forward(x, x, x, attn_mask=future, need_weights=False)
+        return out.transpose(0, 1)
+
+
+class CrossAttention(_Attention):
+    """Attention of the target to every position of the source: O(n m D), a step O(m D).
+
+    In generation keys and values of the source are computed at the first step and kept once per
+    sentence, whatever the number of beams.
+    """
+
+    def __init__(self, dim: int, source_dim: int, heads: int, dropout: float):
+        super().__init__(dim, heads, kdim=source_dim, vdim=source_dim, dropout=dropout, encoder_decoder_attention=True)
+
+    def forward(
+        self,
+        x: Tensor,
+        source: Tensor,
+        padding: Optional[Tensor] = None,
+        incremental_state: Optional[Dict[Any, Any]] = None,
+        need_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """Reads the source.
+
+        Args:
+            x: X, (B, n, D); with an incremental state the one new position of every beam,
+                (B, beams, D).
+            source: the encoder's output, (B, m, D').
+            padding: (B, m), True where the source is padded.
+            incremental_state: fairseq's.
+            need_weights: also return the weights.
+
+        Returns:
+            As x, and the mean of all heads' weights, (B, n, m), or None.
+        """
+        source = source.transpose(0, 1)
+        if incremental_state is None:
+            out, weights = super().forward(
+                x.transpose(0, 1), source, source, key_padding_mask=padding, need_weights=need_weights
+            )
+            return out.transpose(0, 1), weights
+        self.set_beam_size(x.size(1))  # what is kept knows by it which rows are of one sentence
+        out, weights = super().forward(
+            x.reshape(1, -1, x.size(-1)),
+            source,
+            source,
+            key_padding_mask=padding,
+            incremental_state=incremental_state,
+            static_kv=True,
+            need_weights=need_weights,
+        )
+        return out.view_as(x), None if weights is None else weights.view(*x.shape[:2], -1)
+
+    def reorder_incremental_state(self, incremental_state: Dict[Any, Any], new_order: Tensor) -> Dict[Any, Any]:
+        """Called by fairseq when beams change places or sentences end. new_order: (rows',)."""
+        saved = self._get_input_buffer(incremental_state)
+        if saved:
+            kept, _ = by_sentence(new_order // self.beam_size)
+            for name, tensor in saved.items():
+                if tensor is not None:
+                    saved[name] = tensor.index_select(0, kept)
+        return incremental_state
+
+
+def by_sentence(sentence: Tensor) -> Tuple[Tensor, int]:
+    """How to keep once per sentence what all its beams share.
+
+    Args:
+        sentence: (rows,), the sentence of each row of the decoder.
+
+    Returns:
+        The sentences in their order, and how many beams each has; where the beams of a sentence do
+        not stand together, as many for each, every row counts as a sentence of one beam.
+    """
+    kept, beams = sentence.unique_consecutive(return_counts=True)
+    if bool((beams == beams[:1]).all()):
+        return kept, int(beams[0]) if len(beams) else 1
+    return sentence, 1

@@ -1,0 +1,384 @@
+"""Train several models on the same data with the same updates, batches and seeds, translate, score, and report.
+
+STUDY is a YAML of configs/compare/, or the path of one of your own: the arms by name, what they share and the seeds.
+OUT/report.md holds the table (parameters, speed, memory, loss, scores with their signatures, paired test against the
+baseline), learning-curves.png and bleu-by-length.png the pictures, report.json every figure. It is written anew after
+each training, and the same command goes on where it was."""
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any, Dict, List, Optional
+
+import recipes
+from average_checkpoints import average_last, count
+from common import (
+    REPO,
+    Problem,
+    alone,
+    claim,
+    die_with_parent,
+    differences,
+    entry,
+    go_on_later,
+    machine,
+    quote,
+    read_json,
+    read_lines,
+    versions,
+    write_json,
+    write_text,
+)
+from generate import file_name, fingerprint, generate
+from progress import TrainingLog, draw_by_length, draw_curves
+from scores import by_length, compare, score
+
+STUDIES = REPO / "configs" / "compare"
+SCORES = "BLEU", "chrF"
+DECODING = {"beam": 5, "lenpen": 1.0, "max_tokens": 4096}
+KEYS = {"config", "overrides", "average", "decoding", "seeds", "baseline", "arms"}
+
+
+def main() -> None:
+    args = parse_args()
+    go_on_later()
+    study = Study(read_study(args.study), args)
+    with alone(args.out):
+        study.run()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="compare.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", metavar="STUDY", help="such as quickstart")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all arms: optimization.max_update=1000")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("runs/quickstart/data"),
+        metavar="DIR",
+        help="what data-prep/ or quickstart.sh made (default %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/compare-STUDY")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="these alone, and the baseline")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: those of the study")
+    parser.add_argument(
+        "--at-once", type=count, metavar="N", help="trainings side by side (default: one per GPU, in turn on a CPU)"
+    )
+    parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
+    args = parser.parse_intermixed_args()
+    for word in args.overrides:
+        if "=" not in word:
+            parser.error(f"{word} is no KEY=VALUE")
+    args.out = args.out or Path("runs") / f"compare-{Path(args.study).stem}"
+    return args
+
+
+def say(message: str) -> None:
+    print(f"compare: {message}", flush=True)
+
+
+def read_study(name: str) -> Dict[str, Any]:
+    """A study out of its YAML, complete and sound."""
+    from omegaconf import OmegaConf
+
+    paths = Path(name), STUDIES / f"{name}.yaml"
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
+        raise Problem(f"there is no study {name}: give the path of a YAML, or one of {known}")
+    study: Any = OmegaConf.to_container(OmegaConf.load(str(path)))
+    if not isinstance(study, dict) or not study.get("arms"):
+        raise Problem(f"{path} names no arms: see {STUDIES / 'quickstart.yaml'} for the form")
+    unknown = sorted(set(study) - KEYS)
+    if unknown:
+        raise Problem(f"{path} has {', '.join(unknown)}, which no study has; possible are {', '.join(sorted(KEYS))}")
+    for arm in study["arms"]:
+        wrong = not isinstance(arm, dict) or not {"name", "arch"} <= set(arm) <= {"name", "arch", "overrides"}
+        if wrong:
+            raise Problem(f"{path}: an arm has a name, an arch and perhaps overrides, but here is {arm}")
+        if not (REPO / "configs" / "model" / f"{arm['arch']}.yaml").exists():
+            known = ", ".join(sorted(path.stem for path in (REPO / "configs" / "model").glob("*.yaml")))
+            raise Problem(f"{path}: arch {arm['arch']} of {arm['name']} is not in configs/model/; possible are {known}")
+    names = [arm["name"] for arm in study["arms"]]
+    if len({folder(name) for name in names}) < len(names):
+        raise Problem(f"{path}: two arms share a name: {', '.join(names)}")
+    study.setdefault("config", "quickstart")
+    study.setdefault("baseline", names[0])
+    study.setdefault("seeds", [1])
+    study.setdefault("average", 3)
+    study["decoding"] = {**DECODING, **study.get("decoding", {})}
+    if study["baseline"] not in names:
+        raise Problem(f"{path}: the baseline {study['baseline']} is none of the arms: {', '.join(names)}")
+    return study
+
+
+def folder(name: str) -> str:
+    """The name of an arm as that of a folder."""
+    return re.sub(r"[^\w.=+-]+", "-", name).strip("-")
+
+
+class Study:
+    """All trainings of a study: OUT/ARM/seedN each, as train.sh writes it, with translations and scores beside."""
+
+    def __init__(self, study: Dict[str, Any], args: argparse.Namespace) -> None:
+        self.study, self.args, self.out = study, args, args.out
+        self.seeds = args.seeds or study["seeds"]
+        self.baseline = study["baseline"]
+        unknown = set(args.arms or []) - {arm["name"] for arm in study["arms"]}
+        if unknown:
+            known = ", ".join(arm["name"] for arm in study["arms"])
+            raise Problem(f"{', '.join(sorted(unknown))} is none of the arms: {known}")
+        wanted = [*(args.arms or []), self.baseline] if args.arms else None
+        self.arms = [arm for arm in study["arms"] if not wanted or arm["name"] in wanted]
+        if not (args.data / "manifest.json").exists():
+            raise Problem(
+                f"{args.data} holds no prepared data: give --data the folder that data-prep/prepare-corpus.sh made, "
+                "or run `bash scripts/quickstart.sh` first"
+            )
+        self.recipe = recipes.load(args.data)
+        self.gpus = self.count_gpus()
+        self.at_once = args.at_once or max(1, self.gpus)
+        self.done: Dict[str, List[dict]] = {}
+
+    def count_gpus(self) -> int:
+        import torch
+
+        return 0 if self.args.cpu else torch.cuda.device_count()
+
+    def run(self) -> None:
+        settings = {key: self.study[key] for key in ("config", "overrides", "average", "decoding") if key in self.study}
+        settings.update({"given": self.args.overrides, "data": fingerprint(self.args.data / "manifest.json")})
+        begun = read_json(self.out / "settings.json")
+        if begun and begun != settings:
+            raise Problem(
+                f"{self.out} was begun with other settings: {'; '.join(differences(begun, settings))}. "
+                "Go on with the same ones, or begin anew with another --out"
+            )
+        if not begun:
+            claim(self.out, settings)
+
+        # seed by seed, so that a study cut short has compared all arms
+        trainings = [(arm, seed) for seed in self.seeds for arm in self.arms]
+        seeds = ", ".join(map(str, self.seeds))
+        say(f"{len(self.arms)} arms, seeds {seeds}: {len(trainings)} trainings into {self.out}")
+        places: Queue = Queue()
+        for place in range(self.at_once):
+            places.put(place)
+        failed = []
+        with ThreadPoolExecutor(self.at_once) as pool:
+            running = [pool.submit(self.make, arm, seed, places) for arm, seed in trainings]
+            for (arm, seed), future in zip(trainings, running):
+                try:
+                    self.add(arm, future.result())
+                except Problem as problem:
+                    failed.append(f"{arm['name']}, seed {seed}: {problem}")
+                    say(failed[-1])
+                except BaseException:
+                    for other in running:
+                        other.cancel()
+                    raise
+        if failed:
+            raise Problem(f"{len(failed)} of {len(trainings)} failed, for the reasons above; the others are reported")
+        print("\n" + (self.out / "report.md").read_text(encoding="utf-8"))
+        say(f"everything is in {self.out}, the figures in report.json")
+
+    def place(self, arm: dict, seed: int) -> Path:
+        return self.out / folder(arm["name"]) / f"seed{seed}"
+
+    def make(self, arm: dict, seed: int, places: Queue) -> dict:
+        """Train, translate and score one arm with one seed, on a device of its own."""
+        place = places.get()
+        try:
+            self.train(arm, seed, place)
+            return self.score(arm, seed, place)
+        finally:
+            places.put(place)
+
+    def environment(self, place: int) -> Dict[str, str]:
+        """That of the commands on a device."""
+        if self.gpus:
+            return {**os.environ, "CUDA_VISIBLE_DEVICES": str(place % self.gpus)}
+        threads = max(1, (os.cpu_count() or 1) // self.at_once)
+        return {"OMP_NUM_THREADS": str(threads), **os.environ}
+
+    def train(self, arm: dict, seed: int, place: int) -> None:
+        """Run train.sh."""
+        run = self.place(arm, seed)
+        shared, own = self.study.get("overrides", {}), arm.get("overrides", {})
+        overrides = {**shared, "model": arm["arch"], **own, "common.seed": seed}
+        words = [f"{key}={value}" for key, value in overrides.items()] + self.args.overrides
+        command = [sys.executable, str(REPO / "scripts" / "train.py"), str(self.study["config"]), *words]
+        command += ["--data", str(self.args.data), "--out", str(run), "--processes", "1"]
+        command += [] if self.gpus else ["--cpu"]
+        say(f"{arm['name']}, seed {seed}: training")
+        quiet = subprocess.PIPE if self.at_once > 1 else None  # bars side by side are a tangle
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=quiet,
+            stderr=subprocess.STDOUT if quiet else None,
+            env=self.environment(place),
+            encoding="utf-8",
+            preexec_fn=die_with_parent,
+        )
+        shown, _ = process.communicate()
+        if process.returncode:
+            reason = f":\n\n{shown.strip()}" if shown else ", for the reason above"
+            raise Problem(f"the training failed{reason}\n\nThe command was:\n\n  {quote(command)}")
+
+    def score(self, arm: dict, seed: int, place: int) -> dict:
+        """Average, translate and score; what is there already is kept."""
+        run, decoding = self.place(arm, seed), self.study["decoding"]
+        average_last(run, self.study["average"])
+        options = argparse.Namespace(
+            run=run,
+            data=self.args.data,
+            beam=decoding["beam"],
+            max_tokens=decoding["max_tokens"],
+            fp16=False,
+            cpu=not self.gpus,
+            extra=[],
+        )
+        file = run / file_name(options, "test", decoding["lenpen"])
+        hypotheses = generate(options, "test", decoding["lenpen"], file, self.environment(place))
+        log = TrainingLog.read(run / "train.log")
+        result = {
+            "seed": seed,
+            "run": str(run.relative_to(self.out)),
+            "file": file.name,
+            "sha256 of the hypotheses": fingerprint(file),
+            "parameters": log.parameters,
+            "updates": log.updates,
+            "words per second": round(log.typical_words_per_second()),
+            "peak memory (bytes)": log.peak_memory,
+            "valid nll by updates": {str(updates): round(nll, 4) for updates, nll in sorted(log.valid.items())},
+            "best valid nll (nats per piece)": round(min(log.valid.values()), 4),
+        }
+        known = read_json(run / "scores.json", {})
+        if all(known.get(key) == value for key, value in result.items()):
+            return known
+        sources, references = (self.text(lang) for lang in (self.recipe.source, self.recipe.target))
+        result["scores"] = score(hypotheses, references, self.recipe.target, SCORES)
+        result["BLEU by words of the source"] = by_length(sources, hypotheses, references, self.recipe.target)
+        write_json(run / "scores.json", result)
+        bleu = result["scores"]["BLEU"]["score"]
+        say(f"{arm['name']}, seed {seed}: nll {result['best valid nll (nats per piece)']:.3f}, BLEU {bleu:.2f}")
+        return result
+
+    def add(self, arm: dict, result: dict) -> None:
+        """Take in one result, test what can be tested against the baseline, and report."""
+        self.done.setdefault(arm["name"], []).append(result)
+        baseline = self.of_seed(self.baseline, result["seed"])
+        for name, results in self.done.items():
+            for each in results:
+                if baseline and name != self.baseline and each["seed"] == baseline["seed"]:
+                    self.test(each, baseline)
+        self.report()
+
+    def test(self, result: dict, baseline: dict) -> None:
+        """The paired test against the baseline's training of the same seed."""
+        against = baseline["sha256 of the hypotheses"]
+        if result.get("sha256 of those of the baseline") != against:
+            ours, theirs = (list(read_lines(self.out / each["run"] / each["file"])) for each in (result, baseline))
+            target = self.recipe.target
+            result["paired bootstrap"] = compare(ours, theirs, self.text(target), target, SCORES)
+            result["sha256 of those of the baseline"] = against
+            write_json(self.out / result["run"] / "scores.json", result)
+
+    def of_seed(self, name: str, seed: int) -> Optional[dict]:
+        return next((result for result in self.done.get(name, []) if result["seed"] == seed), None)
+
+    def text(self, lang: str) -> List[str]:
+        return list(read_lines(self.args.data / "raw" / f"test.{lang}"))
+
+    def report(self) -> None:
+        """Write all that is known so far."""
+        arms = [arm for arm in self.arms if arm["name"] in self.done]
+        draw_curves(
+            {arm["name"]: [result["valid nll by updates"] for result in self.done[arm["name"]]] for arm in arms},
+            self.out / "learning-curves.png",
+        )
+        draw_by_length(
+            [(arm["name"], mean_by_length(self.done[arm["name"]])) for arm in arms], self.out / "bleu-by-length.png"
+        )
+        write_text(self.out / "report.md", self.table(arms))
+        manifest = read_json(self.args.data / "manifest.json")
+        write_json(
+            self.out / "report.json",
+            {
+                "arms": [{**arm, "trainings": self.done[arm["name"]]} for arm in arms],
+                "baseline": self.baseline,
+                "seeds": self.seeds,
+                "settings": read_json(self.out / "settings.json"),
+                "data": {key: manifest.get(key) for key in ("corpus", "settings", "lines", "vocabulary")},
+                "trainings at once": self.at_once,
+                "machine": machine(self.args.cpu),
+                "versions": versions(),
+                "command": quote(["bash", "scripts/compare.sh", *sys.argv[1:]]),
+            },
+        )
+
+    def table(self, arms: List[dict]) -> str:
+        heads = "arm", "parameters", "updates", "words/s", "peak memory", "best valid nll", *SCORES, "BLEU of seeds"
+        lines = [[*heads, f"against {self.baseline} (p)"]]
+        lines.append(["---"] * len(lines[0]))
+        signatures: Dict[str, str] = {}
+        for arm in arms:
+            results = self.done[arm["name"]]
+            for name in SCORES:
+                signatures[name] = results[0]["scores"][name]["signature"]
+            tests = [result["paired bootstrap"]["BLEU"] for result in results if "paired bootstrap" in result]
+            found = ", ".join(f"{test['this'] - test['other']:+.2f} ({test['p-value']:.3g})" for test in tests)
+            memory = max(result["peak memory (bytes)"] or 0 for result in results)
+            lines.append(
+                [
+                    arm["name"],
+                    f"{results[0]['parameters'] / 1e6:.2f}M",
+                    f"{results[0]['updates']:,}",
+                    f"{statistics.median(result['words per second'] for result in results):,.0f}",
+                    f"{memory / 2**20:,.0f} MB" if memory else "",
+                    spread([result["best valid nll (nats per piece)"] for result in results], 3),
+                    *(spread([result["scores"][name]["score"] for result in results], 2) for name in SCORES),
+                    " ".join(f"{result['scores']['BLEU']['score']:.2f}" for result in results),
+                    found,
+                ]
+            )
+        text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        decoding, together = self.study["decoding"], self.at_once
+        notes = [
+            f"Seeds {', '.join(map(str, self.seeds))}; where there are several, the mean ± the standard deviation. "
+            f"{self.study['average']} checkpoints averaged, beam {decoding['beam']}, length penalty "
+            f"{decoding['lenpen']:g}; {len(self.text(self.recipe.target)):,} test sentences. nll in nats per piece. "
+            "Paired bootstrap test of BLEU, seed by seed: the difference, and how likely one as large is by the choice "
+            "of sentences alone. "
+            f"Speed and memory of training with {together} training{'s' * (together > 1)} at once.",
+            *(f"{name}: `{signature}`" for name, signature in signatures.items()),
+            f"`{quote(['bash', 'scripts/compare.sh', *sys.argv[1:]])}`",
+        ]
+        return "\n\n".join([text, *notes]) + "\n"
+
+
+def spread(values: List[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def mean_by_length(results: List[dict]) -> List[dict]:
+    """BLEU by length, the mean of the seeds."""
+    buckets = []
+    for same in zip(*(result["BLEU by words of the source"] for result in results)):
+        values = [bucket["BLEU"] for bucket in same if bucket["BLEU"] is not None]
+        buckets.append({**same[0], "BLEU": statistics.mean(values) if values else None})
+    return buckets
+
+
+if __name__ == "__main__":
+    entry("compare", main)

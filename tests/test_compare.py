@@ -1,0 +1,166 @@
+"""scripts/compare.sh and scripts/plot_attention.py, whole, on a corpus of a few sentences."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import ENV, ROOT, prepared, run
+
+STUDY = """
+config: quickstart
+overrides:
+  model.encoder_embed_dim: 32
+  model.encoder_ffn_embed_dim: 48
+  model.encoder_layers: 1
+  model.decoder_layers: 1
+  model.share_all_embeddings: true
+  dataset.max_tokens: 256
+  dataset.validate_interval_updates: 6
+  checkpoint.save_interval_updates: 6
+  optimization.max_update: 12
+  lr_scheduler.warmup_updates: 4
+  common.log_interval: 2
+average: 2
+decoding: {beam: 2}
+seeds: [1, 2]
+arms:
+  - {name: Transformer, arch: transformer_tiny}
+  - {name: "Luna, a/b", arch: luna_transformer_tiny, overrides: {model.pack_bias: gaussian, model.projection_length: 4}}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return prepared(tmp_path_factory.mktemp("it's a folder"))
+
+
+def compare(study: Path, data: Path, out: Path, *words) -> list:
+    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), str(study), "--data", str(data), "--out", str(out)]
+    return [*command, "--cpu", *map(str, words)]
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """A study that was killed once its second training had begun, and then taken up."""
+    folder = tmp_path_factory.mktemp("a study")
+    study, out = folder / "study.yaml", folder / "out"
+    study.write_text(STUDY, encoding="utf-8")
+    process = subprocess.Popen(compare(study, data, out), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 240
+    begun = out / "Luna-a-b" / "seed1" / "checkpoints" / "checkpoint_1_6.pt"
+    while not (begun.exists() and (out / "report.md").exists()):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (out / "report.md").read_text(encoding="utf-8").count("\n| Transformer |") == 1  # what was done is reported
+    run(compare(study, data, out))
+    return folder
+
+
+def test_report_of_a_study(finished, data):
+    out = finished / "out"
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert [arm["name"] for arm in report["arms"]] == ["Transformer", "Luna, a/b"]
+    transformer, luna = (arm["trainings"] for arm in report["arms"])
+    for training in (*transformer, *luna):
+        assert training["updates"] == 12 and set(training["valid nll by updates"]) >= {"6", "12"}
+        assert training["words per second"] > 0 and training["peak memory (bytes)"] > 1e8
+        assert training["parameters"] > 1e4
+        assert "tok:13a" in training["scores"]["BLEU"]["signature"]
+        assert "nc:6" in training["scores"]["chrF"]["signature"]
+        assert len((out / training["run"] / training["file"]).read_text(encoding="utf-8").splitlines()) == 8
+    assert [training["seed"] for training in luna] == [1, 2]
+    assert luna[0]["valid nll by updates"] != luna[1]["valid nll by updates"]
+    assert all(0 <= training["paired bootstrap"]["BLEU"]["p-value"] <= 1 for training in luna)
+    assert not any("paired bootstrap" in training for training in transformer)
+    table = (out / "report.md").read_text(encoding="utf-8")
+    best = sum(training["best valid nll (nats per piece)"] for training in luna) / 2
+    assert f"| {best:.3f} ± " in table and transformer[0]["scores"]["BLEU"]["signature"] in table
+    for name in "learning-curves.png", "bleu-by-length.png":
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(out.rglob("*.part"))
+
+
+def test_a_finished_study_is_not_done_again(finished, data):
+    out = finished / "out"
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
+    kept.update({path: path.stat().st_mtime_ns for path in out.rglob("scores.json")})
+    assert len(kept) > 8
+    run(compare(finished / "study.yaml", data, out, "--at-once", 2))
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_another_study_is_not_mixed_in(finished, data):
+    done = run(compare(finished / "study.yaml", data, finished / "out", "optimization.max_update=24"), fails=True)
+    assert "was begun with other settings: given was [], now ['optimization.max_update=24']" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "old, new, says",
+    [
+        ("transformer_tiny}", "transformer_tyni}", "arch transformer_tyni of Transformer is not in configs/model/"),
+        ("average: 2", "averages: 2", "has averages, which no study has"),
+        ("name: Transformer,", "name: 'Luna,a b',", "two arms share a name"),
+        ("average: 2", "baseline: nobody", "the baseline nobody is none of the arms: Transformer, Luna, a/b"),
+        ("{name: Transformer, arch", "{arch", "an arm has a name, an arch"),
+        ("arms:", "seeds:", "names no arms"),
+    ],
+)
+def test_a_wrong_study_is_told(tmp_path, data, old, new, says):
+    study = tmp_path / "study.yaml"
+    text = STUDY.replace(old, new, 1)
+    study.write_text(text if "seeds:" not in new else text.replace("seeds: [1, 2]\n", ""), encoding="utf-8")
+    done = run(compare(study, data, tmp_path / "out"), fails=True)
+    assert says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_words_are_told(tmp_path, data):
+    assert "there is no study nothing: give the path" in run(compare("nothing", data, tmp_path), fails=True).stderr
+    study = tmp_path / "study.yaml"
+    study.write_text(STUDY, encoding="utf-8")
+    assert "holds no prepared data" in run(compare(study, tmp_path, tmp_path / "out"), fails=True).stderr
+    done = run(compare(study, data, tmp_path / "out", "--arms", "Luna"), fails=True)
+    assert "Luna is none of the arms: Transformer, Luna, a/b" in done.stderr
+
+
+def test_a_failing_arm_does_not_stop_the_others(tmp_path, data):
+    study, out = tmp_path / "study.yaml", tmp_path / "out"
+    study.write_text(STUDY.replace("projection_length: 4", "projection_length: 0"), encoding="utf-8")
+    done = run(compare(study, data, out, "--seeds", 1, "--at-once", 2), fails=True)
+    assert "--projection-length must be at least 1, but is 0" in done.stdout + done.stderr
+    assert "1 of 2 failed" in done.stderr
+    assert "| Transformer |" in (out / "report.md").read_text(encoding="utf-8")
+
+
+def plot(model: Path, out: Path, *words, text: str = "the red cat sees a dog\n\nwe\n", **options):
+    command = [sys.executable, str(ROOT / "scripts" / "plot_attention.py"), "--model", str(model), "--out", str(out)]
+    return run([*command, *words], input=text, **options)
+
+
+def test_attention_is_drawn(finished, tmp_path):
+    out = finished / "out"
+    done = plot(out / "Luna-a-b" / "seed1", tmp_path / "maps.svg")
+    assert b"</svg>" in (tmp_path / "maps.svg").read_bytes()
+    facts = json.loads((tmp_path / "maps.json").read_text(encoding="utf-8"))
+    assert facts["sentences"] == 2 and list(facts["means"]) == ["encoder 1", "cross 1"]
+    for row in facts["means"].values():
+        assert row["reads"] >= 1 and 0 <= row["overlap"] <= 1 and 0 < row["survives"] <= 1 and 0 < row["peak"] <= 1
+    assert "cross 1" in done.stdout
+    assert "is no Luna model" in plot(out / "Transformer" / "seed1", tmp_path / "a.png", fails=True).stderr
+    assert "there is no sentence" in plot(out / "Luna-a-b" / "seed1", tmp_path / "a.png", text="\n", fails=True).stderr
+    assert "must end in .png" in plot(out / "Luna-a-b" / "seed1", tmp_path / "a.gif", fails=True).stderr
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_help():
+    for script in "compare.sh", "plot_attention.py":
+        shell = ["bash"] if script.endswith(".sh") else [sys.executable]
+        shown = run([*shell, str(ROOT / "scripts" / script), "--help"]).stdout
+        assert f"usage: {script}" in shown and os.linesep in shown
