@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out.suffix not in (".png", ".svg", ".pdf"):
         parser.error(f"--out must end in .png, .svg or .pdf, but is {args.out}")
-    return argparse.Namespace(**vars(args), beam=5, lenpen=1.0, batch_size=1, buffer=None, cpu=True, precision="fp32")
+    return argparse.Namespace(**vars(args), beam=5, lenpen=1.0, batch_size=1, buffer=None, cpu=True, precision=None)
 
 
 class Maps(NamedTuple):
