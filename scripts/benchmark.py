@@ -192,10 +192,19 @@ def point(text: str, keys: List[str]) -> Dict[str, int]:
     return {key: int(value) for key, value in zip(keys, values)}
 
 
-MODELS = "luna-L, luna-L-untied, transformer, mine:ARCH"
+# words behind luna-L, and the options that they stand for
+VARIANTS = {
+    "untied": ["--untie-luna-kv"],
+    "gaussian": ["--pack-bias", "gaussian"],
+    "fullcross": ["--cross-attention", "full"],
+    "softmaxencoder": ["--encoder-self-attention", "softmax"],
+    "softmaxdecoder": ["--decoder-self-attention", "softmax"],
+}
+PRECISIONS = {word: ["--inference-precision", word] for word in ("bf16", "int8")}
+MODELS = f"luna-L, with any of -{', -'.join(VARIANTS)} behind, transformer, mine:ARCH"
 ARMS = {
     "train": MODELS,
-    "decode": f"{MODELS}, any luna with -bf16 or -int8 behind, ctranslate2-float32, ctranslate2-int8",
+    "decode": f"{MODELS}, any luna also with -bf16 or -int8, ctranslate2-float32, ctranslate2-int8",
     "length": f"{MODELS}, softmax (with the n x n matrix), fused (torch's fused attention)",
     "operator": "naive, chunk, recurrent",
 }
@@ -215,11 +224,9 @@ def arm(name: str, args: argparse.Namespace) -> Dict[str, Any]:
             raise Problem(f"{name} needs --user-dir, the folder of the plugin")
         return {"name": name, "arch": name[5:], "user_dir": args.user_dir, "options": []}
     words = rest.split("-")
-    known = {"untied"} | ({"bf16", "int8"} if args.command == "decode" else set())
-    if args.command != "operator" and kind == "luna" and words[0].isdigit() and known.issuperset(words[1:]):
-        options = ["--projection-length", words[0]]
-        for word in words[1:]:
-            options += ["--untie-luna-kv"] if word == "untied" else ["--inference-precision", word]
+    known = {**VARIANTS, **(PRECISIONS if args.command == "decode" else {})}
+    if args.command != "operator" and kind == "luna" and words[0].isdigit() and set(known).issuperset(words[1:]):
+        options = ["--projection-length", words[0], *(option for word in words[1:] for option in known[word])]
         return {"name": name, "arch": "luna_transformer", "options": options}
     raise Problem(f"there is no arm {name} here: {ARMS[args.command]}")
 

@@ -16,8 +16,8 @@ def benchmark(*args, **options):
 @pytest.mark.parametrize(
     "command, arms, points",
     [
-        ("train", ["transformer", "luna-4-untied", "mine:luna_transformer"], ["40:80"]),
-        ("decode", ["transformer", "luna-5-untied-bf16", "luna-5-int8"], ["8:5:2"]),
+        ("train", ["transformer", "luna-4-untied-gaussian", "mine:luna_transformer"], ["40:80"]),
+        ("decode", ["transformer", "luna-5-fullcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
         ("length", ["softmax", "fused", "luna-5", "mine:transformer"], ["64:64"]),
         ("operator", ["naive", "chunk"], ["8:100", "100:100"]),
     ],
