@@ -119,6 +119,22 @@ def _worth_moving(positions: int, slots: int, dim: int, heads: int, projections:
     return positions >= heads * slots and moved < 0.8 * direct
 
 
+class GaussianBias(nn.Module):
+    """-gamma_h times the squared distance of slot and position: each head begins local, and learns how much so.
+
+    A Gaussian bias after Yang et al. 2018 (Modeling Localness for Self-Attention Networks) and Guo et
+    al. 2019 (Gaussian Transformer), with the slots spread evenly over the sentence for centres.
+    """
+
+    def __init__(self, heads: int, sharpness: float):
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.full((heads,), sharpness))
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """`functional.slot_distances` (B, l, m) -> (B, H, l, m)."""
+        return -self.sharpness.view(-1, 1, 1) * distances.unsqueeze(1).to(self.sharpness.dtype)
+
+
 class Pack(nn.Module):
     """Y_P = Attention(P, C): packs a context of any length into l slots (paper, section 3.1)."""
 
@@ -127,8 +143,7 @@ class Pack(nn.Module):
         self.query = HeadProjection(dim, dim, heads, is_query=True)
         self.key_value = KeyValue(dim, dim, heads, tied)
         self.dropout = Dropout(dropout, module_name="LunaPack")
-        # gamma, how sharply each head begins local
-        self.sharpness = nn.Parameter(torch.ones(heads)) if bias == "gaussian" else None
+        self.bias = GaussianBias(heads, sharpness=1.0) if bias == "gaussian" else None
 
     def forward(
         self,
@@ -148,9 +163,7 @@ class Pack(nn.Module):
         Returns:
             Y_P (B, l, D) and the pack weights (B, H, l, m).
         """
-        bias = None
-        if self.sharpness is not None and distances is not None:
-            bias = -self.sharpness.view(-1, 1, 1) * distances.unsqueeze(1).to(self.sharpness.dtype)
+        bias = None if self.bias is None else self.bias(distances)
         query = self.query(packed)
         dim, heads, projections = self.query.in_features, self.query.heads, 1 if self.key_value.tied else 2
         prepared = self.query.is_prepared()  # then direct products are the faster ones, or of another precision
@@ -165,13 +178,21 @@ class Pack(nn.Module):
 class Unpack(nn.Module):
     """Y_X = Attention(X, Y_P): every position reads the slots (paper, section 3.1)."""
 
-    def __init__(self, dim: int, heads: int, dropout: float):
+    def __init__(self, dim: int, heads: int, dropout: float, bias: str = "none"):
         super().__init__()
         self.query = HeadProjection(dim, dim, heads, is_query=True)
         self.out = linear(dim, dim)
         self.dropout = Dropout(dropout, module_name="LunaUnpack")
+        self.bias = GaussianBias(heads, sharpness=0.5) if bias == "gaussian" else None
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, hidden_slots: Optional[Tensor] = None) -> Heads:
+    def forward(
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        hidden_slots: Optional[Tensor] = None,
+        distances: Optional[Tensor] = None,
+    ) -> Heads:
         """Reads the slots, given as keys and values.
 
         Args:
@@ -179,10 +200,12 @@ class Unpack(nn.Module):
             key: of Y_P, (B, H, l, d).
             value: of Y_P, (B, H, l, d).
             hidden_slots: (B, l), True where a slot is not used.
+            distances: of `functional.slot_distances`, (B, l, n), for a Gaussian bias.
 
         Returns:
             Y_X (B, n, D) and the unpack weights (B, H, n, l).
         """
+        bias = None if self.bias is None else self.bias(distances).transpose(-1, -2)
         dim, heads = self.query.in_features, self.query.heads
         if not self.query.is_prepared() and _worth_moving(x.size(1), key.size(2), dim, heads, projections=2):
             weight = self.out.weight.t().unflatten(0, (heads, -1))
@@ -195,19 +218,29 @@ class Unpack(nn.Module):
                 hidden_slots,
                 self.dropout,
                 UNPACK_DTYPE,
+                bias,
             )
-        out, weights = attention(self.query(x), key, value, hidden_slots, self.dropout, UNPACK_DTYPE)
+        out, weights = attention(self.query(x), key, value, hidden_slots, self.dropout, UNPACK_DTYPE, bias)
         return self.out(merge_heads(out)), weights
 
 
 class LunaAttention(nn.Module):
     """Pack, then unpack: softmax attention of a sequence to itself in linear time."""
 
-    def __init__(self, dim: int, heads: int, pack_heads: int, tied: bool, dropout: float, pack_bias: str = "none"):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        pack_heads: int,
+        tied: bool,
+        dropout: float,
+        pack_bias: str = "none",
+        unpack_bias: str = "none",
+    ):
         super().__init__()
         self.pack = Pack(dim, pack_heads, tied, dropout, pack_bias)
         self.key_value = KeyValue(dim, dim, heads, tied)
-        self.unpack = Unpack(dim, heads, dropout)
+        self.unpack = Unpack(dim, heads, dropout, unpack_bias)
 
     def forward(
         self,
@@ -219,8 +252,13 @@ class LunaAttention(nn.Module):
     ) -> Heads:
         """X (B, n, D), P (B, l, D), masks (B, n) and (B, l), distances as in `Pack` -> Y_X (B, n, D), Y_P (B, l, D)."""
         y_p, _ = self.pack(packed, x, padding, distances)
-        y_x, _ = self.unpack(x, *self.key_value(y_p), hidden_slots)
+        y_x, _ = self.unpack(x, *self.key_value(y_p), hidden_slots, distances)
         return y_x, y_p
+
+
+def head_decays(heads: int, device: torch.device) -> Tensor:
+    """lambda of each head, (H,): 1/2, 3/4, 7/8 ... so that the head h remembers about 2^h positions."""
+    return 1 - 0.5 ** torch.arange(1, heads + 1, dtype=torch.float64, device=device)
 
 
 class LunaCausalAttention(nn.Module):
@@ -230,7 +268,7 @@ class LunaCausalAttention(nn.Module):
     depends on the source alone.
     """
 
-    def __init__(self, dim: int, heads: int, tied: bool, dropout: float, activation: str):
+    def __init__(self, dim: int, heads: int, tied: bool, dropout: float, activation: str, mean: str = "flat"):
         super().__init__()
         self.query = HeadProjection(dim, dim, heads, is_query=True)
         self.pack_key = HeadProjection(dim, dim, heads)
@@ -238,6 +276,7 @@ class LunaCausalAttention(nn.Module):
         self.out = linear(dim, dim)
         self.dropout = Dropout(dropout, module_name="LunaCausalAttention")
         self.activation = CAUSAL_ACTIVATIONS[activation]
+        self.decaying = mean == "decaying"
 
     def forward(
         self,
@@ -260,14 +299,15 @@ class LunaCausalAttention(nn.Module):
         """
         query, (key, value) = self.query(x), self.key_value(x)
         pack = self.dropout(self.activation(self.pack_logits(x, pack_query)))
+        decay = head_decays(self.query.heads, x.device) if self.decaying else None
         if incremental_state is None:
-            out, _ = causal_attention(query, key, value, pack, hidden_slots, self.dropout, UNPACK_DTYPE)
+            out, _ = causal_attention(query, key, value, pack, hidden_slots, self.dropout, UNPACK_DTYPE, decay)
         else:
             # (B, H, beams, d) -> (B, beams, H, d): each beam has a past of its own
             query, key, pack = (u.transpose(1, 2) for u in (query, key, pack))
             value = key if self.key_value.tied else value.transpose(1, 2)
             out, _, incremental_state[self] = causal_attention_step(
-                query, key, value, pack, incremental_state.get(self), hidden_slots, self.dropout, UNPACK_DTYPE
+                query, key, value, pack, incremental_state.get(self), hidden_slots, self.dropout, UNPACK_DTYPE, decay
             )
             out = out.transpose(1, 2)
         return self.out(merge_heads(out))

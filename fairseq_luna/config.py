@@ -11,12 +11,14 @@ from .inference import PRODUCTS
 
 SELF_ATTENTIONS = "luna", "softmax"
 CROSS_ATTENTIONS = "packed", "full"
-PACK_BIASES = "none", "gaussian"
+BIASES = "none", "gaussian"
+CAUSAL_MEANS = "flat", "decaying"
 
 CausalActivation = ChoiceEnum(list(CAUSAL_ACTIVATIONS))
 SelfAttention = ChoiceEnum(SELF_ATTENTIONS)
 CrossAttention = ChoiceEnum(CROSS_ATTENTIONS)
-PackBias = ChoiceEnum(PACK_BIASES)
+Bias = ChoiceEnum(BIASES)
+CausalMean = ChoiceEnum(CAUSAL_MEANS)
 InferencePrecision = ChoiceEnum(list(PRODUCTS))
 ActivationFn = ChoiceEnum(utils.get_available_activation_fns())
 
@@ -40,9 +42,16 @@ class LunaTransformerConfig(FairseqDataclass):
     causal_activation: CausalActivation = field(  # type: ignore[valid-type]
         default="softplus", metadata=_help("w of the decoder's causal pack")
     )
-    pack_bias: PackBias = field(  # type: ignore[valid-type]
+    causal_mean: CausalMean = field(  # type: ignore[valid-type]
+        default="flat",
+        metadata=_help("of the past, in the decoder's self-attention; decaying: each head with a decay of its own"),
+    )
+    pack_bias: Bias = field(  # type: ignore[valid-type]
         default="none",
         metadata=_help("gaussian: packs of the source begin local, slots spread over the sentence, widths learned"),
+    )
+    encoder_unpack_bias: Bias = field(  # type: ignore[valid-type]
+        default="none", metadata=_help("gaussian: positions of the encoder begin by reading the slots near them")
     )
     encoder_self_attention: SelfAttention = field(  # type: ignore[valid-type]
         default="luna", metadata=_help("linear in the source, or ordinary attention")
@@ -217,7 +226,9 @@ def checked(cfg: Any) -> LunaTransformerConfig:
             )
     for name, choices in (
         ("causal_activation", list(CAUSAL_ACTIVATIONS)),
-        ("pack_bias", PACK_BIASES),
+        ("causal_mean", CAUSAL_MEANS),
+        ("pack_bias", BIASES),
+        ("encoder_unpack_bias", BIASES),
         ("encoder_self_attention", SELF_ATTENTIONS),
         ("decoder_self_attention", SELF_ATTENTIONS),
         ("cross_attention", CROSS_ATTENTIONS),

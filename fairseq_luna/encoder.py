@@ -104,7 +104,7 @@ class LunaEncoder(FairseqEncoder):
             if not (cfg.no_token_positional_embeddings or cfg.encoder_learned_pos):
                 self.packed_positions = SinusoidalPositionalEmbedding.get_embedding(cfg.projection_length, dim)
         self.packed_norm = LayerNorm(dim) if cfg.layernorm_embedding and has_packed(cfg) else None
-        self.pack_bias = cfg.pack_bias
+        self.gaussian = "gaussian" in (cfg.pack_bias, cfg.encoder_unpack_bias)
         self.dropout = Dropout(cfg.dropout, module_name="LunaEncoder")
 
         last, pre_norm = cfg.encoder_layers - 1, cfg.encoder_normalize_before
@@ -233,7 +233,7 @@ class LunaEncoder(FairseqEncoder):
             slots = min(slots, padding.size(1))
             used = lengths.clamp(max=slots)
             hidden = torch.arange(slots, device=padding.device) >= lengths
-        if self.pack_bias == "gaussian":
+        if self.gaussian:
             distances = slot_distances(padding, slots, used)
         return slots, Slots(hidden if hidden is not None and hidden.any() else None, distances)
 

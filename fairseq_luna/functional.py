@@ -9,7 +9,12 @@ The causal product is the paper's helper f (section 3.3),
 
     f_t(X, Y, Z) = 1/t x_t sum_{j <= t} y_j^T z_j        X, Y: n x d1,  Z: n x d2,
 
-and stands here three times under one interface, `product(x, y, z, state, output_state)`:
+or, with a decay lambda of each head, the mean in which what is i positions back counts lambda^i,
+
+    f_t(X, Y, Z) = 1/w_t x_t sum_{j <= t} lambda^{t - j} y_j^T z_j,        w_t = sum_{i < t} lambda^i
+
+(the decay of retention, Sun et al. 2023, and of MEGA's moving average, Ma et al. 2022). It stands here
+three times under one interface, `product(x, y, z, state, output_state, decay)`:
 
     naive_causal_product        the equation, for tests and readers      O(n d1 d2) memory
     chunk_causal_product        exact and parallel, for training         O(n (c + d1 d2 / c))
@@ -42,25 +47,28 @@ class RunningMean(NamedTuple):
     """What the causal product remembers of the past, constant in size.
 
     Attributes:
-        mean: (B, H, d1, d2), `1/t sum_{j <= t} y_j^T z_j`, in float32 at least. A mean and not a
-            sum, so that its error stays flat however long the sequence grows.
+        mean: (B, H, d1, d2), `1/w_t sum_{j <= t} lambda^{t - j} y_j^T z_j`, in float32 at least. A mean
+            and not a sum, so that its error stays flat however long the sequence grows.
         steps: t, the number of positions seen.
     """
 
     mean: Tensor
     steps: int
 
-    def update(self, y: Tensor, z: Tensor) -> "RunningMean":
-        """Takes in one position. y: (B, H, 1, d1), z: (B, H, 1, d2)."""
-        return RunningMean(self.mean.clone(), self.steps).update_(y, z)
+    def update(self, y: Tensor, z: Tensor, decay: Optional[Tensor] = None) -> "RunningMean":
+        """Takes in one position. y: (B, H, 1, d1), z: (B, H, 1, d2), decay: (H,)."""
+        return RunningMean(self.mean.clone(), self.steps).update_(y, z, decay)
 
-    def update_(self, y: Tensor, z: Tensor) -> "RunningMean":
-        """As `update`, in the memory of this mean: (1 - 1/t) mean + 1/t y^T z in one pass."""
+    def update_(self, y: Tensor, z: Tensor, decay: Optional[Tensor] = None) -> "RunningMean":
+        """As `update`, in the memory of this mean: (1 - 1/w_t) mean + 1/w_t y^T z, with w_t = t in one pass."""
         steps, (d1, d2) = self.steps + 1, self.mean.shape[-2:]
         y, z = (u.to(self.mean.dtype) for u in (y, z))
-        self.mean.view(-1, d1, d2).baddbmm_(
-            y.reshape(-1, d1, 1), z.reshape(-1, 1, d2), beta=self.steps / steps, alpha=1 / steps
-        )
+        past, now = self.steps / steps, 1 / steps
+        if decay is not None:
+            share = 1 / total_weight(decay, torch.full_like(decay, steps)).view(-1, 1, 1).to(y.dtype)
+            self.mean.mul_(1 - share)
+            y, past, now = y * share, 1.0, 1.0
+        self.mean.view(-1, d1, d2).baddbmm_(y.reshape(-1, d1, 1), z.reshape(-1, 1, d2), beta=past, alpha=now)
         return RunningMean(self.mean, steps)
 
     def reorder(self, new_order: Tensor) -> "RunningMean":
@@ -79,6 +87,14 @@ def empty_state(y: Tensor, z: Tensor) -> RunningMean:
     return RunningMean(y.new_zeros(shape, dtype=accumulation_dtype(y.dtype)), 0)
 
 
+def total_weight(decay: Tensor, t: Tensor) -> Tensor:
+    """w_t = sum_{i < t} lambda^i = (1 - lambda^t) / (1 - lambda), for every lambda in (0, 1]."""
+    flat = decay == 1
+    rest = (1 - decay).masked_fill(flat, 1)
+    # 1 - lambda^t without the rounding of lambda^t near 1
+    return torch.where(flat, t, -torch.expm1(t * decay.log()) / rest)
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to sum in: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
@@ -91,10 +107,12 @@ def naive_causal_product(
     z: Tensor,
     state: Optional[RunningMean] = None,
     output_state: bool = False,
+    decay: Optional[Tensor] = None,
 ) -> ProductResult:
     """f as the equation has it: every outer product, their cumulative mean, then x.
 
-    Costs O(n d1 d2) in time and in memory, of which gradients keep several copies.
+    Costs O(n d1 d2) in time and in memory, of which gradients keep several copies; with a decay
+    O(n^2 d1 d2) in time.
 
     Args:
         x: (B, H, n, d1).
@@ -102,6 +120,7 @@ def naive_causal_product(
         z: (B, H, n, d2).
         state: the state to go on from (default: nothing seen yet).
         output_state: whether to return the state after the last position.
+        decay: lambda of each head, (H,), in (0, 1]; no gradients go there (default: 1, a flat mean).
 
     Returns:
         (B, H, n, d2) and the state, or None.
@@ -109,12 +128,26 @@ def naive_causal_product(
     dtype = accumulation_dtype(x.dtype)
     state = state or empty_state(y, z)
     outer = y.to(dtype).unsqueeze(-1) * z.to(dtype).unsqueeze(-2)
-    sums = outer.cumsum(dim=2) + state.steps * state.mean.unsqueeze(2)
-    t = torch.arange(1, x.size(2) + 1, device=x.device) + state.steps
-    means = sums / t.view(-1, 1, 1)
+    t = torch.arange(1, x.size(2) + 1, device=x.device)
+    if decay is None:
+        sums = outer.cumsum(dim=2) + state.steps * state.mean.unsqueeze(2)
+        means = sums / (t + state.steps).view(-1, 1, 1)
+    else:
+        by_head = decay.to(dtype).view(-1, 1)
+        sums = torch.einsum("htj,bhjde->bhtde", _powers(by_head, len(t)), outer)
+        if state.steps:
+            seen = total_weight(by_head, torch.full_like(by_head, state.steps)) * by_head**t
+            sums = sums + seen.unsqueeze(-1).unsqueeze(-1) * state.mean.unsqueeze(2)
+        means = sums / total_weight(by_head, (t + state.steps).to(dtype)).unsqueeze(-1).unsqueeze(-1)
     out = (x.to(dtype).unsqueeze(-2) @ means).squeeze(-2)
     final = RunningMean(means[:, :, -1], state.steps + x.size(2)) if output_state else None
     return out.to(x.dtype), final
+
+
+def _powers(decay: Tensor, n: int) -> Tensor:
+    """lambda^(t - j) for j <= t, else 0: (H, n, n)."""
+    t = torch.arange(n, device=decay.device)
+    return (decay.view(-1, 1, 1) ** (t.view(-1, 1) - t).clamp(min=0)).tril()
 
 
 @_without_autocast
@@ -124,6 +157,7 @@ def chunk_causal_product(
     z: Tensor,
     state: Optional[RunningMean] = None,
     output_state: bool = False,
+    decay: Optional[Tensor] = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> ProductResult:
     """f by chunks of c positions: inside a chunk tril(X Y^T) Z, between chunks the running sum.
@@ -131,7 +165,8 @@ def chunk_causal_product(
     Exact for every n, with time linear in n: O(n c (d1 + d2)) inside, O(n d1 d2) between, and memory
     O(n (c + d1 d2 / c)). For the gradients x, y and z are kept, and nothing else: the rest is
     computed again.
-    Arguments, shapes and results as in `naive_causal_product`.
+    Arguments, shapes and results as in `naive_causal_product`; lambda^c must be a number in the dtype
+    of the sums (lambda >= 0.3 will do for c = 64).
 
     Raises:
         ValueError: if chunk_size < 1.
@@ -139,68 +174,127 @@ def chunk_causal_product(
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be >= 1, but is {chunk_size} instead.")
     n, dtype, out_dtype = x.size(2), accumulation_dtype(x.dtype), x.dtype
-    seen, before = (state.steps, state.steps * state.mean) if state is not None else (0, None)
+    seen = state.steps if state is not None else 0
     # chunks of even size waste the least on padding: 65 positions are 33 + 32, not 64 + 1
     chunks = max(1, math.ceil(n / chunk_size))
-    t = torch.arange(1 + seen, 1 + seen + n, device=x.device, dtype=dtype).unsqueeze(-1)
+    weight = torch.arange(1 + seen, 1 + seen + n, device=x.device, dtype=dtype).unsqueeze(-1)
+    total: Any = seen + n
+    known: Any = seen
+    if decay is not None:
+        decay = decay.detach().to(dtype).view(-1, 1, 1)
+        weight = total_weight(decay, weight)
+        total, known = (total_weight(decay, torch.full_like(decay, t)) for t in (seen + n, seen))
+    before = known * state.mean if state is not None else None
     x, y, z = (u.to(dtype) for u in (x, y, z))
-    out, after = _ChunkCausalSums.apply(x, y, z, before, chunks, output_state)
-    final = RunningMean(after / (seen + n), seen + n) if output_state else None
-    return (out / t).to(out_dtype), final
+    out, after = _ChunkCausalSums.apply(x, y, z, before, decay, chunks, output_state)
+    final = RunningMean(after / total, seen + n) if output_state else None
+    return (out / weight).to(out_dtype), final
+
+
+class _Decay(NamedTuple):
+    """Powers of lambda inside a chunk of c positions; what stands for them where it is 1.
+
+    Attributes:
+        inside: lambda^(t - j), from position j to t, (H, 1, c, c), 0 above the diagonal.
+        enter: lambda^(t + 1), from the end of the chunk before to position t, (H, 1, c, 1).
+        leave: lambda^(c - 1 - j), from position j to the end of the chunk, (H, 1, c, 1).
+        across: lambda^c, (H, 1, 1).
+    """
+
+    inside: Tensor
+    enter: Tensor
+    leave: Tensor
+    across: Tensor
+
+    @staticmethod
+    def of(decay: Tensor, size: int) -> "_Decay":
+        """decay: (H, 1, 1)."""
+        t = torch.arange(size, device=decay.device).view(-1, 1)
+        enter = (decay ** (t + 1)).unsqueeze(1)
+        return _Decay(_powers(decay, size).unsqueeze(1), enter, enter.flip(2) / enter[:, :, :1], decay**size)
 
 
 class _ChunkCausalSums(torch.autograd.Function):
-    """o_t = x_t (S_0 + sum_{j <= t} y_j^T z_j), and the sum after the last position.
+    """o_t = x_t (lambda^t S_0 + sum_{j <= t} lambda^(t - j) y_j^T z_j), and the sum after the last position.
 
     With A = tril(X Y^T) inside a chunk and S the sum of y_j^T z_j over the chunks before it,
 
         O = A Z + X S
         dX = tril(dO Z^T) Y + dO S^T,    dY = tril(dO Z^T)^T X + Z R^T,    dZ = A^T dO + Y R,
 
-    where R is the sum of x_t^T do_t over the chunks behind it.
+    where R is the sum of x_t^T do_t over the chunks behind it. A decay goes along with every step:
+    into tril, and into X on its way to S, into Y on its way out of the chunk.
     """
 
     @staticmethod
-    def forward(ctx, x, y, z, before, chunks, output_state):
+    def forward(ctx, x, y, z, before, decay, chunks, output_state):
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, y, z, before)
+        ctx.save_for_backward(x, y, z, before, decay)
         ctx.chunks = chunks
         n = x.size(2)
         x, y, z = (_split(u, chunks) for u in (x, y, z))
-        out = (x @ y.transpose(-1, -2)).tril_() @ z
+        powers = None if decay is None else _Decay.of(decay, x.size(3))
+        out = _tril_(x @ y.transpose(-1, -2), powers) @ z
         after = None
         if chunks > 1 or before is not None or output_state:
-            sums = _sums(y, z, before)
-            out += x @ sums[:, :, :-1]
-            after = sums[:, :, -1] if output_state else None
+            sums = _sums(_leave(y, powers), z, before, powers)
+            out += _enter(x, powers) @ sums[:, :, :-1]
+            if output_state:
+                # the zeros at the end have let it decay further
+                extra = chunks * x.size(3) - n
+                after = sums[:, :, -1] if decay is None else sums[:, :, -1] / decay**extra
         return _join(out, n), after
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out, d_after):
-        x, y, z, before = ctx.saved_tensors
+        x, y, z, before, decay = ctx.saved_tensors
         if d_out is None:
             d_out = torch.zeros_like(x[..., :1]).expand(*x.shape[:3], z.size(-1))
-        return (*_chunk_gradients(x, y, z, before, d_out, d_after, ctx.chunks), None, None)
+        return (*_chunk_gradients(x, y, z, before, decay, d_out, d_after, ctx.chunks), None, None, None)
 
 
 @_without_autocast
 def _chunk_gradients(
-    x: Tensor, y: Tensor, z: Tensor, before: Optional[Tensor], d_out: Tensor, d_after: Optional[Tensor], chunks: int
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    before: Optional[Tensor],
+    decay: Optional[Tensor],
+    d_out: Tensor,
+    d_after: Optional[Tensor],
+    chunks: int,
 ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
     n = x.size(2)
     x, y, z, d_out = (_split(u, chunks) for u in (x, y, z, d_out))
-    a = (x @ y.transpose(-1, -2)).tril_()
-    d_a = (d_out @ z.transpose(-1, -2)).tril_()
+    powers = None if decay is None else _Decay.of(decay, x.size(3))
+    a = _tril_(x @ y.transpose(-1, -2), powers)
+    d_a = _tril_(d_out @ z.transpose(-1, -2), powers)
     d_x, d_y, d_z = d_a @ y, d_a.transpose(-1, -2) @ x, a.transpose(-1, -2) @ d_out
     d_before = None
     if chunks > 1 or before is not None or d_after is not None:
-        sums, later = _sums(y, z, before), _sums(x, d_out, d_after, from_the_end=True)
-        d_x += d_out @ sums[:, :, :-1].transpose(-1, -2)
-        d_y += z @ later[:, :, 1:].transpose(-1, -2)
-        d_z += y @ later[:, :, 1:]
+        if decay is not None and d_after is not None:
+            d_after = d_after / decay ** (chunks * x.size(3) - n)
+        left = _leave(y, powers)
+        sums = _sums(left, z, before, powers)
+        later = _sums(_enter(x, powers), d_out, d_after, powers, from_the_end=True)
+        d_x += _enter(d_out @ sums[:, :, :-1].transpose(-1, -2), powers)
+        d_y += _leave(z @ later[:, :, 1:].transpose(-1, -2), powers)
+        d_z += left @ later[:, :, 1:]
         d_before = None if before is None else later[:, :, 0]
     return _join(d_x, n), _join(d_y, n), _join(d_z, n), d_before
+
+
+def _tril_(a: Tensor, powers: Optional[_Decay]) -> Tensor:
+    return a.tril_() if powers is None else a.mul_(powers.inside)
+
+
+def _enter(x: Tensor, powers: Optional[_Decay]) -> Tensor:
+    return x if powers is None else x * powers.enter
+
+
+def _leave(y: Tensor, powers: Optional[_Decay]) -> Tensor:
+    return y if powers is None else y * powers.leave
 
 
 def _split(u: Tensor, chunks: int) -> Tensor:
@@ -217,13 +311,20 @@ def _join(u: Tensor, n: int) -> Tensor:
     return u.flatten(2, 3)[:, :, :n]
 
 
-def _sums(y: Tensor, z: Tensor, start: Optional[Tensor], from_the_end: bool = False) -> Tensor:
+def _sums(
+    y: Tensor, z: Tensor, start: Optional[Tensor], powers: Optional[_Decay], from_the_end: bool = False
+) -> Tensor:
     """The sum of y_j^T z_j before each chunk and after all, (B, H, chunks + 1, d1, d2), added to start (default 0)."""
     added = y.transpose(-1, -2) @ z
     first = torch.zeros_like(added[:, :, :1]) if start is None else start.unsqueeze(2)
-    if from_the_end:
-        return torch.cat((added, first), dim=2).flip(2).cumsum(dim=2).flip(2)
-    return torch.cat((first, added), dim=2).cumsum(dim=2)
+    if powers is None:
+        if from_the_end:
+            return torch.cat((added, first), dim=2).flip(2).cumsum(dim=2).flip(2)
+        return torch.cat((first, added), dim=2).cumsum(dim=2)
+    sums = [first[:, :, 0]]
+    for new in added.flip(2).unbind(2) if from_the_end else added.unbind(2):
+        sums.append(powers.across * sums[-1] + new)
+    return torch.stack(sums[::-1] if from_the_end else sums, dim=2)
 
 
 @_without_autocast
@@ -233,8 +334,9 @@ def recurrent_causal_product(
     z: Tensor,
     state: Optional[RunningMean] = None,
     output_state: bool = False,
+    decay: Optional[Tensor] = None,
 ) -> ProductResult:
-    """f one position after the other: S <- (1 - 1/t) S + 1/t y_t^T z_t, then x_t S.
+    """f one position after the other: S <- (1 - 1/w_t) S + 1/w_t y_t^T z_t, then x_t S.
 
     A step costs O(d1 d2) in time and in memory, whatever its position.
     Arguments, shapes and results as in `naive_causal_product`.
@@ -243,7 +345,7 @@ def recurrent_causal_product(
     steps = []
     for t in range(x.size(2)):
         now = slice(t, t + 1)
-        state = state.update(y[:, :, now], z[:, :, now])
+        state = state.update(y[:, :, now], z[:, :, now], decay)
         steps.append(x[:, :, now].to(state.mean.dtype) @ state.mean)
     return torch.cat(steps, dim=2).to(x.dtype), state if output_state else None
 
@@ -298,8 +400,7 @@ def slot_distances(padding: Tensor, slots: int, used: Tensor) -> Tensor:
         ((j + 1/2 - c_i) / w)^2,   w = n / l',   c_i = (i + 1/2) w
 
     for slot i and the j-th of the n tokens of a sentence that uses l' slots: the unit is the stretch
-    of a slot. A Gaussian bias on pack logits is a multiple of it (after Yang et al. 2018, Modeling
-    Localness for Self-Attention Networks, whose centres are predicted).
+    of a slot.
 
     Args:
         padding: (B, m), True where the source is padded, on either side.
@@ -410,6 +511,7 @@ def unpack_unprojected(
     hidden: Optional[Tensor] = None,
     dropout: Dropout = identity,
     softmax_dtype: Optional[torch.dtype] = None,
+    bias: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Tensor]:
     """Unpack with both its projections moved to the slots, of which there are fewer than positions.
 
@@ -426,6 +528,7 @@ def unpack_unprojected(
         hidden: (B, l), True where a slot is not used.
         dropout: applied to the weights.
         softmax_dtype: as in `softmax`.
+        bias: added to the logits, (B, H, n, l).
 
     Returns:
         Y_X (B, n, D') and the weights (B, H, n, l) before dropout.
@@ -433,7 +536,8 @@ def unpack_unprojected(
     heads, slots = key.shape[1:3]
     logits = logits_unprojected(x, query, key)
     # (B, n, H, l): a softmax over the slots of each head
-    weights = softmax(logits.unflatten(2, (heads, slots)), hidden, softmax_dtype)
+    logits = logits.unflatten(2, (heads, slots))
+    weights = softmax(logits if bias is None else logits + bias.transpose(1, 2), hidden, softmax_dtype)
     weight, bias = out
     read = torch.einsum("bhld,hdk->bhlk", value, weight).flatten(1, 2)
     y = torch.baddbmm(bias, dropout(weights).flatten(2, 3), read)
@@ -478,6 +582,7 @@ def causal_attention(
     hidden: Optional[Tensor] = None,
     dropout: Dropout = identity,
     softmax_dtype: Optional[torch.dtype] = None,
+    decay: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Tensor]:
     """Luna's causal attention over whole sequences (paper, section 3.3).
 
@@ -491,6 +596,7 @@ def causal_attention(
         hidden: (B, l), True where a slot is not used.
         dropout: applied to A_unpack.
         softmax_dtype: as in `softmax`.
+        decay: as in `naive_causal_product`.
 
     Returns:
         Y (B, H, n, d) and A_unpack (B, H, n, l).
@@ -500,9 +606,9 @@ def causal_attention(
     query, key, pack = (u.to(wide) for u in (query, key, pack))
     query, key, value = _ordered(query, key, key if tied else value.to(wide))
     pack = pack.contiguous()
-    logits, _ = chunk_causal_product(query, key, pack)
+    logits, _ = chunk_causal_product(query, key, pack, decay=decay)
     unpack = softmax(logits, hidden, softmax_dtype)
-    out, _ = chunk_causal_product(dropout(unpack), pack, value)
+    out, _ = chunk_causal_product(dropout(unpack), pack, value, decay=decay)
     return out.to(dtype), unpack.to(dtype)
 
 
@@ -533,6 +639,7 @@ def causal_attention_step(
     hidden: Optional[Tensor] = None,
     dropout: Dropout = identity,
     softmax_dtype: Optional[torch.dtype] = None,
+    decay: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Tensor, CausalState]:
     """One step of `causal_attention` on its state; cost and memory free of the position.
 
@@ -545,6 +652,7 @@ def causal_attention_step(
         hidden: (B, l), True where a slot is not used.
         dropout: applied to A_unpack.
         softmax_dtype: as in `softmax`.
+        decay: as in `naive_causal_product`.
 
     Returns:
         Y (B, beams, H, d), A_unpack (B, beams, H, l) and the new state, without gradients in the
@@ -556,11 +664,11 @@ def causal_attention_step(
     before = state or CausalState(empty_state(key, rows), None if tied else empty_state(rows, value))
     # autograd would need the old values
     take = RunningMean.update if torch.is_grad_enabled() else RunningMean.update_
-    keys = take(before.keys, key, rows)
+    keys = take(before.keys, key, rows, decay)
     unpack = softmax((query.to(keys.mean.dtype) @ keys.mean).view(pack.shape), hidden, softmax_dtype)
     values, mean = None, keys.mean.transpose(-1, -2)
     if before.values is not None:
-        values = take(before.values, rows, value)
+        values = take(before.values, rows, value, decay)
         mean = values.mean
     out = dropout(unpack).flatten(0, 1).unsqueeze(2) @ mean
     return out.view(*pack.shape[:3], -1).to(dtype), unpack.to(dtype), CausalState(keys, values)

@@ -54,7 +54,7 @@ class Slots(NamedTuple):
 
     Attributes:
         hidden: (B, l), True where a sentence has no such slot; None where all have all.
-        distances: of `functional.slot_distances`, (B, l, m); None where no pack has a bias.
+        distances: of `functional.slot_distances`, (B, l, m); None where nothing has a Gaussian bias.
     """
 
     hidden: Optional[Tensor]
@@ -95,6 +95,7 @@ class LunaEncoderLayer(nn.Module):
                 tied=not cfg.untie_luna_kv,
                 dropout=cfg.attention_dropout,
                 pack_bias=cfg.pack_bias,
+                unpack_bias=cfg.encoder_unpack_bias,
             )
         else:
             self.self_attn = SelfAttention(dim, heads, cfg.attention_dropout)
@@ -194,7 +195,7 @@ class LunaDecoderLayer(nn.Module):
         self.packed = cfg.cross_attention == "packed"
         if self.luna:
             tied, activation = not cfg.untie_luna_kv, cfg.causal_activation
-            self.self_attn = LunaCausalAttention(dim, heads, tied, dropout, activation)
+            self.self_attn = LunaCausalAttention(dim, heads, tied, dropout, activation, cfg.causal_mean)
         else:
             self.self_attn = CausalSelfAttention(dim, heads, dropout)
         if self.packed:

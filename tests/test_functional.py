@@ -1,5 +1,7 @@
 """The causal product: three forms of one equation, values, gradients, states, precisions."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,10 @@ from fairseq_luna.functional import (
 
 FORMS = {"chunk": chunk_causal_product, "recurrent": recurrent_causal_product}
 LENGTHS = [1, 2, 63, 64, 65, 100, 129]
+
+
+DECAY = torch.tensor([0.5, 0.9, 1.0], dtype=torch.float64)
+decays = pytest.mark.parametrize("decay", [None, DECAY], ids=["flat", "decaying"])
 
 
 def inputs(n, dtype=torch.float64, batch=2, heads=3, d1=5, d2=4, seed=0):
@@ -51,12 +57,27 @@ def test_naive_is_the_equation():
 
 
 @pytest.mark.stock
+def test_a_decay_is_the_equation():
+    x, y, z = inputs(7)
+    out, state = naive_causal_product(x, y, z, output_state=True, decay=DECAY)
+    for head, rate in enumerate(DECAY):
+        for t in range(7):
+            total = sum(rate ** (t - j) * torch.outer(y[1, head, j], z[1, head, j]) for j in range(t + 1))
+            mean = total / sum(rate**i for i in range(t + 1))
+            close(out[1, head, t], x[1, head, t] @ mean)
+        close(state.mean[1, head], mean)
+    flat, _ = naive_causal_product(x, y, z)
+    close(out[:, 2], flat[:, 2])
+
+
+@pytest.mark.stock
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("n", LENGTHS)
-def test_forms_agree(form, n):
+@decays
+def test_forms_agree(form, n, decay):
     def run(product):
         args = [u.requires_grad_() for u in inputs(n)]
-        out, state = product(*args, output_state=True)
+        out, state = product(*args, output_state=True, decay=decay)
         weights = torch.linspace(0.5, 2, out.numel(), dtype=out.dtype).view_as(out)
         return out, state, torch.autograd.grad((out * weights).sum(), args)
 
@@ -70,15 +91,18 @@ def test_forms_agree(form, n):
 
 @pytest.mark.stock
 @pytest.mark.parametrize("chunk_size", [1, 7, 64, 100, 1000])
-def test_every_chunk_size_is_exact(chunk_size):
+@decays
+def test_every_chunk_size_is_exact(chunk_size, decay):
     x, y, z = inputs(100)
-    close(chunk_causal_product(x, y, z, chunk_size=chunk_size)[0], naive_causal_product(x, y, z)[0])
+    found, _ = chunk_causal_product(x, y, z, decay=decay, chunk_size=chunk_size)
+    close(found, naive_causal_product(x, y, z, decay=decay)[0])
 
 
 @pytest.mark.parametrize("form", [*FORMS, "naive"])
 @pytest.mark.parametrize("cut", [1, 30, 99])
-def test_goes_on_from_a_state(form, cut):
-    product = {**FORMS, "naive": naive_causal_product}[form]
+@decays
+def test_goes_on_from_a_state(form, cut, decay):
+    product = partial({**FORMS, "naive": naive_causal_product}[form], decay=decay)
     x, y, z = inputs(100)
     whole, end = product(x, y, z, output_state=True)
     first, state = product(*(u[:, :, :cut] for u in (x, y, z)), output_state=True)
@@ -89,9 +113,11 @@ def test_goes_on_from_a_state(form, cut):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 64])
-def test_gradcheck_of_the_product(chunk_size):
-    args = [u.requires_grad_() for u in inputs(7, batch=1, heads=2, d1=3, d2=2)]
-    assert torch.autograd.gradcheck(lambda x, y, z: chunk_causal_product(x, y, z, chunk_size=chunk_size)[0], args)
+@decays
+def test_gradcheck_of_the_product(chunk_size, decay):
+    args = [u.requires_grad_() for u in inputs(7, batch=1, d1=3, d2=2)]
+    product = partial(chunk_causal_product, decay=decay, chunk_size=chunk_size)
+    assert torch.autograd.gradcheck(lambda x, y, z: product(x, y, z)[0], args)
 
 
 @pytest.mark.parametrize("activation", CAUSAL_ACTIVATIONS)
@@ -113,13 +139,14 @@ def test_gradcheck_of_attention():
     assert torch.autograd.gradcheck(lambda *args: attention(*args, hidden), (query, key, value))
 
 
-def test_gradcheck_of_the_product_on_a_state():
+@decays
+def test_gradcheck_of_the_product_on_a_state(decay):
     """Also of what came before, and through what goes on to the next."""
-    x, y, z = (u.requires_grad_() for u in inputs(7, batch=1, heads=2, d1=3, d2=2))
-    mean = torch.randn(1, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    x, y, z = (u.requires_grad_() for u in inputs(7, batch=1, d1=3, d2=2))
+    mean = torch.randn(1, 3, 3, 2, dtype=torch.float64, requires_grad=True)
 
     def run(x, y, z, mean):
-        out, after = chunk_causal_product(x, y, z, RunningMean(mean, 4), output_state=True, chunk_size=3)
+        out, after = chunk_causal_product(x, y, z, RunningMean(mean, 4), output_state=True, decay=decay, chunk_size=3)
         return out, after.mean
 
     assert torch.autograd.gradcheck(run, (x, y, z, mean))

@@ -180,7 +180,7 @@ def test_a_gaussian_bias_is_the_equation():
     pack = model.encoder.layers[0].self_attn.pack
     with torch.no_grad():
         pack.query.weight.zero_()  # of all logits the bias alone is left
-        pack.sharpness.copy_(torch.tensor([0.5, 1.0, 2.0, 0.0]))
+        pack.bias.sharpness.copy_(torch.tensor([0.5, 1.0, 2.0, 0.0]))
     seen = []
     pack.register_forward_hook(lambda module, inputs, out: seen.append(out[1]))
     lengths, most, width = [11, 4, 1], 6, 11
@@ -191,7 +191,7 @@ def test_a_gaussian_bias_is_the_equation():
         for i in range(used):
             c = (i + 0.5) * w
             bias = torch.tensor([-(((j + 0.5 - c) / w) ** 2) for j in range(n)], dtype=torch.float64)
-            want = torch.softmax(pack.sharpness.view(-1, 1) * bias, dim=-1)
+            want = torch.softmax(pack.bias.sharpness.view(-1, 1) * bias, dim=-1)
             torch.testing.assert_close(weights[:, i, width - n :], want, rtol=0, atol=1e-6)
             assert not weights[:, i, : width - n].any()
 

@@ -42,6 +42,9 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "learned-positions": {"encoder_learned_pos": True, "decoder_learned_pos": True},
     "gaussian": {"pack_bias": "gaussian"},
     "gaussian-fixed-length": {"pack_bias": "gaussian", "fix_projection_length": True},
+    "gaussian-unpack": {"encoder_unpack_bias": "gaussian"},
+    "decaying": {"causal_mean": "decaying"},
+    "decaying-untied-pre-norm": {"causal_mean": "decaying", **UNTIED, **PRE_NORM},
 }
 # and every choice of attentions but the paper's
 VARIANTS.update(
