@@ -62,6 +62,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--words", type=int, default=300, metavar="N", help="of a document at most (%(default)s)")
     parser.add_argument("--debs", nargs="+", type=Path, metavar="FILE", help="the packages, where they are at hand")
     args = parser.parse_args()
+    if args.kind == "sentences" and args.lang != "de":
+        parser.error(f"the dictionary is of German and English, but --lang is {args.lang}")
     if args.words < 1:
         parser.error(f"--words must be at least 1, but is {args.words}")
     return args
@@ -75,7 +77,7 @@ def claim_free(out: Path) -> None:
 def packages(args: argparse.Namespace) -> List[str]:
     if args.kind == "sentences":
         return ["trans-de-en"]
-    return ["libreoffice-help-en-us", f"libreoffice-help-{args.lang}"]
+    return ["libreoffice-help-en-us", f"libreoffice-help-{args.lang.lower()}"]
 
 
 def download(names: List[str], folder: Path) -> List[Path]:
@@ -185,10 +187,30 @@ def pages(roots: List[Path], lang: str) -> Dict[str, List[Pair]]:
     for path in sorted(english.rglob("*.html")):
         name = path.relative_to(english)
         if (other / name).exists():
-            theirs = {paragraph.id: paragraph.text for paragraph in paragraphs(other / name)}
-            pairs = [(text, theirs[key]) for key, text in paragraphs(path) if key in theirs]
-            found[name.as_posix()] = pairs
+            found[name.as_posix()] = aligned(paragraphs(path), paragraphs(other / name))
     return found
+
+
+def aligned(english: List[Paragraph], other: List[Paragraph]) -> List[Pair]:
+    """Paragraphs of the same id, which stands more than once where a page takes in parts of another.
+
+    What is the same in both languages, such as program text, is no translation.
+    """
+    ours, theirs = by_id(english), by_id(other)
+    place: Dict[str, int] = {}
+    pairs = []
+    for key, text in english:
+        number = place[key] = place.get(key, -1) + 1
+        if len(ours[key]) == len(theirs.get(key, [])) and theirs[key][number] != text:
+            pairs.append((text, theirs[key][number]))
+    return pairs
+
+
+def by_id(paragraphs: List[Paragraph]) -> Dict[str, List[str]]:
+    texts: Dict[str, List[str]] = {}
+    for key, text in paragraphs:
+        texts.setdefault(key, []).append(text)
+    return texts
 
 
 def paragraphs(path: Path) -> List[Paragraph]:

@@ -411,11 +411,12 @@ def slot_distances(padding: Tensor, slots: int, used: Tensor) -> Tensor:
         (B, l, m), in float32.
     """
     tokens = (~padding).float()
-    stretch = (tokens.sum(dim=1, keepdim=True) / used).unsqueeze(2)
+    # at least 1, for a row of nothing but padding
+    stretch = (tokens.sum(dim=1, keepdim=True).clamp(min=1) / used.clamp(min=1)).unsqueeze(2)
     positions = (tokens.cumsum(dim=1) - 0.5).unsqueeze(1)
     centres = torch.arange(slots, device=padding.device).view(1, -1, 1) + 0.5
-    # a row of nothing but padding has no stretch
-    return (positions / stretch.clamp(min=1e-3) - centres) ** 2
+    # farther than any attention reaches, and still a number in half precision
+    return ((positions / stretch - centres) ** 2).clamp(max=1e4)
 
 
 def identity(weights: Tensor) -> Tensor:
@@ -495,11 +496,11 @@ def pack_unprojected(
     weights = softmax(logits if bias is None else logits + bias, hidden)
     dropped = dropout(weights)
     mixed = (dropped.flatten(1, 2) @ context).unflatten(1, (heads, slots))
-    weight, bias = value
-    out = torch.einsum("bhlk,hdk->bhld", mixed, weight)
+    value_weight, value_bias = value
+    out = torch.einsum("bhlk,hdk->bhld", mixed, value_weight)
     # rows of weights add up to 1, after a dropout to what it left
     rest = 1 if dropped is weights else dropped.sum(dim=-1, keepdim=True)
-    return out + rest * bias.unsqueeze(1), weights
+    return out + rest * value_bias.unsqueeze(1), weights
 
 
 def unpack_unprojected(
@@ -538,9 +539,9 @@ def unpack_unprojected(
     # (B, n, H, l): a softmax over the slots of each head
     logits = logits.unflatten(2, (heads, slots))
     weights = softmax(logits if bias is None else logits + bias.transpose(1, 2), hidden, softmax_dtype)
-    weight, bias = out
-    read = torch.einsum("bhld,hdk->bhlk", value, weight).flatten(1, 2)
-    y = torch.baddbmm(bias, dropout(weights).flatten(2, 3), read)
+    out_weight, out_bias = out
+    read = torch.einsum("bhld,hdk->bhlk", value, out_weight).flatten(1, 2)
+    y = torch.baddbmm(out_bias, dropout(weights).flatten(2, 3), read)
     return y, weights.transpose(1, 2)
 
 

@@ -24,8 +24,8 @@ class _Attention(MultiheadAttention):
             setattr(self, name, projection)
 
 
-class SelfAttention(_Attention):
-    """Attention of a sequence to itself: O(n^2 D)."""
+class SelfAttention(MultiheadAttention):
+    """Attention of a sequence to itself: O(n^2 D). In float32 whatever --inference-precision says."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__(dim, heads, dropout=dropout, self_attention=True)
@@ -51,7 +51,8 @@ class CausalSelfAttention(_Attention):
             out, _ = super().forward(rows, rows, rows, incremental_state=incremental_state, need_weights=False)
             return out.view_as(x)
         n = x.size(1)
-        future = torch.full((n, n), float("-inf"), dtype=x.dtype, device=x.device).triu_(1)
+        # float32 first: triu_ of torch 1.12 has no bfloat16 on a GPU
+        future = torch.full((n, n), float("-inf"), device=x.device).triu_(1).to(x.dtype)
         x = x.transpose(0, 1)
         out, _ = super().forward(x, x, x, attn_mask=future, need_weights=False)
         return out.transpose(0, 1)
@@ -111,6 +112,9 @@ class CrossAttention(_Attention):
         saved = self._get_input_buffer(incremental_state)
         if saved:
             kept, _ = by_sentence(new_order // self.beam_size)
+            before = saved["prev_key"].size(0)
+            if torch.equal(kept, torch.arange(before, device=kept.device)):
+                return incremental_state
             for name, tensor in saved.items():
                 if tensor is not None:
                     saved[name] = tensor.index_select(0, kept)

@@ -14,7 +14,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 import recipes
 from average_checkpoints import average_last, count
@@ -42,6 +42,7 @@ from scores import by_length, compare, score
 STUDIES = REPO / "configs" / "compare"
 SCORES = "BLEU", "chrF"
 DECODING = {"beam": 5, "lenpen": 1.0, "max_tokens": 4096}
+KINDS = {list: "list of numbers, such as [1, 2, 3]", dict: "table, such as {key: value}"}
 KEYS = {"config", "overrides", "average", "decoding", "seeds", "baseline", "arms"}
 
 
@@ -114,6 +115,15 @@ def read_study(name: str) -> Dict[str, Any]:
     study.setdefault("baseline", names[0])
     study.setdefault("seeds", [1])
     study.setdefault("average", 3)
+    kinds = ("seeds", list, int), ("overrides", dict, object), ("decoding", dict, object)
+    for owner in [study, *study["arms"]]:
+        for key, kind, inner in kinds:
+            value = owner.get(key, kind())
+            if not isinstance(value, kind) or not all(isinstance(each, inner) for each in value):
+                raise Problem(f"{path}: {key} must be a {KINDS[kind]}, but is {value}")
+    wrong = set(study.get("decoding", {})) - set(DECODING)
+    if wrong:
+        raise Problem(f"{path}: decoding has {', '.join(sorted(wrong))}; possible are {', '.join(sorted(DECODING))}")
     study["decoding"] = {**DECODING, **study.get("decoding", {})}
     if study["baseline"] not in names:
         raise Problem(f"{path}: the baseline {study['baseline']} is none of the arms: {', '.join(names)}")
@@ -144,14 +154,23 @@ class Study:
                 "or run `bash scripts/quickstart.sh` first"
             )
         self.recipe = recipes.load(args.data)
-        self.gpus = self.count_gpus()
-        self.at_once = args.at_once or max(1, self.gpus)
-        self.done: Dict[str, List[dict]] = {}
+        self.gpus = self.find_gpus()
+        self.at_once = args.at_once or max(1, len(self.gpus))
+        self.live: Set[subprocess.Popen] = set()
+        self.done = {arm["name"]: self.earlier(arm) for arm in study["arms"]}
 
-    def count_gpus(self) -> int:
+    def find_gpus(self) -> List[str]:
+        """The names of the GPUs that we may use."""
         import torch
 
-        return 0 if self.args.cpu else torch.cuda.device_count()
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        count = 0 if self.args.cpu else torch.cuda.device_count()
+        return given.split(",")[:count] if given else [str(number) for number in range(count)]
+
+    def earlier(self, arm: dict) -> List[dict]:
+        """What is known of an arm from calls before this."""
+        found = [read_json(path) for path in (self.out / folder(arm["name"])).glob("seed*/scores.json")]
+        return sorted(found, key=lambda result: result["seed"])
 
     def run(self) -> None:
         settings = {key: self.study[key] for key in ("config", "overrides", "average", "decoding") if key in self.study}
@@ -181,12 +200,13 @@ class Study:
                 except Problem as problem:
                     failed.append(f"{arm['name']}, seed {seed}: {problem}")
                     say(failed[-1])
-                except BaseException:
-                    for other in running:
-                        other.cancel()
-                    raise
+                except KeyboardInterrupt as stop:
+                    for process in self.live:
+                        process.terminate()
+                    print(f"\ncompare: {stop}", file=sys.stderr, flush=True)
+                    os._exit(130)  # without waiting for the threads, whose commands end with this process
         if failed:
-            raise Problem(f"{len(failed)} of {len(trainings)} failed, for the reasons above; the others are reported")
+            raise Problem(f"{len(failed)} of {len(trainings)} failed, for the reasons above; the report has the rest")
         print("\n" + (self.out / "report.md").read_text(encoding="utf-8"))
         say(f"everything is in {self.out}, the figures in report.json")
 
@@ -205,7 +225,7 @@ class Study:
     def environment(self, place: int) -> Dict[str, str]:
         """That of the commands on a device."""
         if self.gpus:
-            return {**os.environ, "CUDA_VISIBLE_DEVICES": str(place % self.gpus)}
+            return {**os.environ, "CUDA_VISIBLE_DEVICES": self.gpus[place % len(self.gpus)]}
         threads = max(1, (os.cpu_count() or 1) // self.at_once)
         return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
@@ -213,11 +233,17 @@ class Study:
         """Run train.sh."""
         run = self.place(arm, seed)
         shared, own = self.study.get("overrides", {}), arm.get("overrides", {})
-        overrides = {**shared, "model": arm["arch"], **own, "common.seed": seed}
-        words = [f"{key}={value}" for key, value in overrides.items()] + self.args.overrides
+        overrides = {**shared, "model": arm["arch"], **own}
+        words = [f"{key}={'null' if value is None else value}" for key, value in overrides.items()]
+        words += [*self.args.overrides, f"common.seed={seed}"]
         command = [sys.executable, str(REPO / "scripts" / "train.py"), str(self.study["config"]), *words]
         command += ["--data", str(self.args.data), "--out", str(run), "--processes", "1"]
         command += [] if self.gpus else ["--cpu"]
+        conditions = read_json(run / "conditions.json", [])
+        now = {"at once": self.at_once, "machine": machine(self.args.cpu), "versions": versions()}
+        if now not in conditions and not (run / "scores.json").exists():
+            run.mkdir(parents=True, exist_ok=True)
+            write_json(run / "conditions.json", [*conditions, now])
         say(f"{arm['name']}, seed {seed}: training")
         quiet = subprocess.PIPE if self.at_once > 1 else None  # bars side by side are a tangle
         process = subprocess.Popen(
@@ -229,7 +255,9 @@ class Study:
             encoding="utf-8",
             preexec_fn=die_with_parent,
         )
+        self.live.add(process)
         shown, _ = process.communicate()
+        self.live.discard(process)
         if process.returncode:
             reason = f":\n\n{shown.strip()}" if shown else ", for the reason above"
             raise Problem(f"the training failed{reason}\n\nThe command was:\n\n  {quote(command)}")
@@ -250,6 +278,8 @@ class Study:
         file = run / file_name(options, "test", decoding["lenpen"])
         hypotheses = generate(options, "test", decoding["lenpen"], file, self.environment(place))
         log = TrainingLog.read(run / "train.log")
+        if not log.valid:
+            raise Problem(f"{run / 'train.log'} has no validation: a study compares by it, so leave it on")
         result = {
             "seed": seed,
             "run": str(run.relative_to(self.out)),
@@ -257,6 +287,7 @@ class Study:
             "sha256 of the hypotheses": fingerprint(file),
             "parameters": log.parameters,
             "updates": log.updates,
+            "conditions": read_json(run / "conditions.json", []),
             "words per second": round(log.typical_words_per_second()),
             "peak memory (bytes)": log.peak_memory,
             "valid nll by updates": {str(updates): round(nll, 4) for updates, nll in sorted(log.valid.items())},
@@ -275,11 +306,12 @@ class Study:
 
     def add(self, arm: dict, result: dict) -> None:
         """Take in one result, test what can be tested against the baseline, and report."""
-        self.done.setdefault(arm["name"], []).append(result)
-        baseline = self.of_seed(self.baseline, result["seed"])
+        others = [other for other in self.done[arm["name"]] if other["seed"] != result["seed"]]
+        self.done[arm["name"]] = sorted([*others, result], key=lambda each: each["seed"])
         for name, results in self.done.items():
             for each in results:
-                if baseline and name != self.baseline and each["seed"] == baseline["seed"]:
+                baseline = self.of_seed(self.baseline, each["seed"])
+                if baseline and name != self.baseline:
                     self.test(each, baseline)
         self.report()
 
@@ -294,14 +326,14 @@ class Study:
             write_json(self.out / result["run"] / "scores.json", result)
 
     def of_seed(self, name: str, seed: int) -> Optional[dict]:
-        return next((result for result in self.done.get(name, []) if result["seed"] == seed), None)
+        return next((result for result in self.done[name] if result["seed"] == seed), None)
 
     def text(self, lang: str) -> List[str]:
         return list(read_lines(self.args.data / "raw" / f"test.{lang}"))
 
     def report(self) -> None:
         """Write all that is known so far."""
-        arms = [arm for arm in self.arms if arm["name"] in self.done]
+        arms = [arm for arm in self.study["arms"] if self.done[arm["name"]]]
         draw_curves(
             {arm["name"]: [result["valid nll by updates"] for result in self.done[arm["name"]]] for arm in arms},
             self.out / "learning-curves.png",
@@ -316,15 +348,19 @@ class Study:
             {
                 "arms": [{**arm, "trainings": self.done[arm["name"]]} for arm in arms],
                 "baseline": self.baseline,
-                "seeds": self.seeds,
                 "settings": read_json(self.out / "settings.json"),
                 "data": {key: manifest.get(key) for key in ("corpus", "settings", "lines", "vocabulary")},
-                "trainings at once": self.at_once,
-                "machine": machine(self.args.cpu),
-                "versions": versions(),
                 "command": quote(["bash", "scripts/compare.sh", *sys.argv[1:]]),
             },
         )
+
+    def difference(self, name: str, result: dict) -> str:
+        """The paired test against the baseline, where there is one, as the table has it."""
+        baseline = self.of_seed(self.baseline, result["seed"])
+        if name == self.baseline or not baseline:
+            return ""
+        test = result["paired bootstrap"]["BLEU"]
+        return f"{result['seed']}: {test['this'] - test['other']:+.2f} ({test['p-value']:.3g})"
 
     def table(self, arms: List[dict]) -> str:
         heads = "arm", "parameters", "updates", "words/s", "peak memory", "best valid nll", *SCORES, "BLEU of seeds"
@@ -335,8 +371,7 @@ class Study:
             results = self.done[arm["name"]]
             for name in SCORES:
                 signatures[name] = results[0]["scores"][name]["signature"]
-            tests = [result["paired bootstrap"]["BLEU"] for result in results if "paired bootstrap" in result]
-            found = ", ".join(f"{test['this'] - test['other']:+.2f} ({test['p-value']:.3g})" for test in tests)
+            found = ", ".join(filter(None, (self.difference(arm["name"], result) for result in results)))
             memory = max(result["peak memory (bytes)"] or 0 for result in results)
             lines.append(
                 [
@@ -347,19 +382,25 @@ class Study:
                     f"{memory / 2**20:,.0f} MB" if memory else "",
                     spread([result["best valid nll (nats per piece)"] for result in results], 3),
                     *(spread([result["scores"][name]["score"] for result in results], 2) for name in SCORES),
-                    " ".join(f"{result['scores']['BLEU']['score']:.2f}" for result in results),
+                    ", ".join(f"{result['seed']}: {result['scores']['BLEU']['score']:.2f}" for result in results),
                     found,
                 ]
             )
         text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        decoding, together = self.study["decoding"], self.at_once
+        decoding = self.study["decoding"]
+        known = [
+            condition for arm in arms for result in self.done[arm["name"]] for condition in result.get("conditions", [])
+        ]
+        together = sorted({condition["at once"] for condition in known})
+        machines = sorted({condition["machine"]["gpu"] or condition["machine"]["cpu"] for condition in known})
         notes = [
-            f"Seeds {', '.join(map(str, self.seeds))}; where there are several, the mean ± the standard deviation. "
+            "Where there are several seeds, the mean ± the standard deviation. "
             f"{self.study['average']} checkpoints averaged, beam {decoding['beam']}, length penalty "
             f"{decoding['lenpen']:g}; {len(self.text(self.recipe.target)):,} test sentences. nll in nats per piece. "
             "Paired bootstrap test of BLEU, seed by seed: the difference, and how likely one as large is by the choice "
             "of sentences alone. "
-            f"Speed and memory of training with {together} training{'s' * (together > 1)} at once.",
+            f"Speed and memory of training with {' or '.join(map(str, together))} at once on {' or '.join(machines)}; "
+            "memory of sessions that were not killed.",
             *(f"{name}: `{signature}`" for name, signature in signatures.items()),
             f"`{quote(['bash', 'scripts/compare.sh', *sys.argv[1:]])}`",
         ]

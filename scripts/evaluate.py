@@ -33,6 +33,16 @@ LENPEN, LENPENS = 0.6, [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]
 COMPOUND = "tokenised BLEU, compounds split"
 COLUMNS = {COMPOUND: COMPOUND, "sacreBLEU": "BLEU", "chrF2++": "chrF2++", "TER": "TER"}  # what the report calls them
 
+# what a Luna model may have other than the paper's
+CHOICES = {
+    "encoder_self_attention": "luna",
+    "decoder_self_attention": "luna",
+    "cross_attention": "packed",
+    "causal_mean": "flat",
+    "pack_bias": "none",
+    "encoder_unpack_bias": "none",
+}
+
 # The paper's table (arXiv 2106.01540): parameters in millions, and very likely tokenised, compound-split BLEU.
 PAPER = (
     ("Transformer-base, Adam", 64.9, 27.8),
@@ -212,6 +222,11 @@ class Evaluation:
             facts["projection length"] = cfg.model.projection_length
             facts["tied"] = not cfg.model.untie_luna_kv
             facts["causal activation"] = str(cfg.model.causal_activation)
+            facts["choices"] = {
+                name: str(getattr(cfg.model, name))
+                for name, usual in CHOICES.items()
+                if str(getattr(cfg.model, name, usual)) != usual
+            }
         return facts
 
     def data(self) -> dict:
@@ -264,6 +279,7 @@ def row(report: dict) -> List[str]:
     if "projection length" in model:
         tied = "tied" if model["tied"] else "untied"
         name += f", {tied}, {model['causal activation']}, l = {model['projection length']}"
+        name += "".join(f", {choice.replace('_', ' ')} {value}" for choice, value in model["choices"].items())
     if official is False:
         name += " (not the official test set)"
     cells = [f"**{name}**".replace("|", "\\|"), f"{model['parameters'] / 1e6:.1f}M"]

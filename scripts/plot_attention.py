@@ -1,7 +1,8 @@
-"""Draw what a trained model attends to in one sentence: pack, unpack and their product, layer by layer.
+"""Draw what a trained model attends to in one sentence: pack, unpack and their product.
 
-The translation is the model's own. With several lines of input the first is drawn, and the figures that are printed
-(and written beside the picture as a .json) are means over all:
+They are drawn for each layer of Luna's encoder attention and of the cross attention (a full one is drawn in the last
+layer alone). The translation is the model's own. With several lines of input the first is drawn, and the figures that
+are printed (and written beside the picture as a .json) are means over all:
 
   reads      how many source positions a slot reads, exp(entropy of its pack weights); 1 is a slot for a word
   overlap    how much two slots of a sentence read the same, 1 - total variation distance; 1 is all the same
@@ -119,7 +120,8 @@ def look(translator: Translator, line: Line) -> List[Maps]:
     read_words = [task.source_dictionary[token] for token in source.tolist()]
     written = [task.target_dictionary[token] for token in best.tolist()]
     found = []
-    for name in sorted({key.rpartition(" ")[0] for key in seen}, key=lambda name: (name[0] != "e", name)):
+    places = dict.fromkeys(key.rpartition(" ")[0] for key in seen)
+    for name in sorted(places, key=lambda name: (name.startswith("cross"), int(name.rpartition(" ")[2]))):
         rows = read_words if name.startswith("encoder") else written
         weights = seen[f"{name} unpack"]
         if weights is None:  # an ordinary attention hands out its weights in the last layer alone
@@ -163,7 +165,7 @@ def draw(maps: List[Maps], path: Path, text: str) -> None:
     longest = max(len(words) for part in maps for words in part.words)
     side = min(9.0, max(3.0, 0.22 * longest))
     figure = Figure(figsize=(3 * side + 1, len(maps) * side + 1), layout="constrained")
-    figure.suptitle(text if len(text) < 100 else text[:97] + "...")
+    figure.suptitle(plain(text if len(text) < 100 else text[:97] + "..."))
     grid = figure.subplots(len(maps), 3, squeeze=False)
     small = max(4, min(8, 260 // longest))
     for axes_row, part in zip(grid, maps):
@@ -176,11 +178,16 @@ def draw(maps: List[Maps], path: Path, text: str) -> None:
                 axes.axis("off")
                 continue
             axes.imshow(values.double().numpy(), cmap="Blues", vmin=0, aspect="auto")
-            axes.set_xticks(range(len(across)), across, rotation=90, fontsize=small)
-            axes.set_yticks(range(len(down)), down, fontsize=small)
+            axes.set_xticks(range(len(across)), map(plain, across), rotation=90, fontsize=small)
+            axes.set_yticks(range(len(down)), map(plain, down), fontsize=small)
             axes.set_title(f"{part.name}, {title}", fontsize=9)
     with whole(path) as beside:
         figure.savefig(str(beside), dpi=100, format=path.suffix[1:])
+
+
+def plain(text: str) -> str:
+    """Text for matplotlib, which takes what stands between dollars for mathematics."""
+    return text.replace("$", r"\$")
 
 
 if __name__ == "__main__":

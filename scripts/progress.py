@@ -23,7 +23,7 @@ class TrainingLog:
         self.updates = 0
         self.updates_per_second = self.words_per_second = 0.0
         self.speeds: List[float] = []  # words per second of each record
-        self.peak_memory: Optional[int] = None  # bytes, of all sessions; see train_process.py
+        self.peak_memory: Optional[int] = None  # bytes, of sessions that were not killed
 
     @classmethod
     def read(cls, path: Path) -> "TrainingLog":

@@ -96,6 +96,41 @@ def test_a_finished_study_is_not_done_again(finished, data):
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
+def test_a_part_of_a_study_leaves_the_rest_in_the_report(finished, data):
+    out = finished / "out"
+    before = (out / "report.md").read_text(encoding="utf-8").splitlines()[:5]
+    run(compare(finished / "study.yaml", data, out, "--seeds", 2))
+    assert (out / "report.md").read_text(encoding="utf-8").splitlines()[:5] == before
+    assert " 1: " in before[3] and ", 2: " in before[3] and "training" not in before[3]
+
+
+def test_another_baseline_is_tested_anew(finished, data):
+    """The new one's row has no test of it against the former one."""
+    study, out = finished / "turned.yaml", finished / "out"
+    study.write_text(STUDY + 'baseline: "Luna, a/b"\n', encoding="utf-8")
+    run(compare(study, data, out))
+    rows = [line.split(" | ") for line in (out / "report.md").read_text(encoding="utf-8").splitlines()[:4]]
+    assert rows[0][-1] == "against Luna, a/b (p) |"
+    assert rows[2][-1].startswith("1: ") and rows[3][-1].strip(" |") == ""
+    run(compare(finished / "study.yaml", data, out))
+
+
+def test_sigterm_ends_a_study_at_once(tmp_path, data):
+    study, out = tmp_path / "study.yaml", tmp_path / "out"
+    study.write_text(STUDY.replace("max_update: 12", "max_update: 100000"), encoding="utf-8")
+    process = subprocess.Popen(compare(study, data, out), env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (out / "Transformer" / "seed1" / "checkpoints" / "checkpoint_last.pt").exists():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    said = process.communicate(timeout=20)[1].decode()
+    assert process.returncode == 130 and "compare: stopped; the same command goes on from here" in said
+    time.sleep(1)
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(out).encode() in path.read_bytes()]
+    assert not left
+
+
 def test_another_study_is_not_mixed_in(finished, data):
     done = run(compare(finished / "study.yaml", data, finished / "out", "optimization.max_update=24"), fails=True)
     assert "was begun with other settings: given was [], now ['optimization.max_update=24']" in done.stderr
@@ -110,12 +145,19 @@ def test_another_study_is_not_mixed_in(finished, data):
         ("average: 2", "baseline: nobody", "the baseline nobody is none of the arms: Transformer, Luna, a/b"),
         ("{name: Transformer, arch", "{arch", "an arm has a name, an arch"),
         ("arms:", "seeds:", "names no arms"),
+        ("seeds: [1, 2]", "seeds: 3", "seeds must be a list of numbers, such as [1, 2, 3], but is 3"),
+        ("{model.pack_bias: gaussian,", "[model.pack_bias, ", "overrides must be a table, such as {key: value}"),
+        ("{beam: 2}", "{beams: 2}", "decoding has beams; possible are beam, lenpen, max_tokens"),
     ],
 )
 def test_a_wrong_study_is_told(tmp_path, data, old, new, says):
     study = tmp_path / "study.yaml"
     text = STUDY.replace(old, new, 1)
-    study.write_text(text if "seeds:" not in new else text.replace("seeds: [1, 2]\n", ""), encoding="utf-8")
+    if new == "seeds:":
+        text = text.replace("seeds: [1, 2]\n", "")
+    if new.startswith("["):
+        text = text.replace("model.projection_length: 4}", "model.projection_length]")
+    study.write_text(text, encoding="utf-8")
     done = run(compare(study, data, tmp_path / "out"), fails=True)
     assert says in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

@@ -73,6 +73,12 @@ def page(lang: str, number: int, swap: bool = False) -> str:
     ]
     lines.append(f'<p id="bm_module">{lang} no paragraph</p><p id="par_only{lang}">{lang} alone</p>')
     lines.append(f'<p id="par_shared">{lang} shared words of all pages</p>')
+    # parts of other pages: an id twice, in the same order on both sides; and once more on one side alone
+    lines += [
+        f'<p id="par_twice">{lang} {which}</p>' for which in (["second", "first"] if swap else ["first", "second"])
+    ]
+    lines += [f'<p id="par_uneven">{lang} uneven {i}</p>' for i in range(2 if swap else 1)]
+    lines.append('<p id="par_code">Dim a As Integer</p>')
     return "<html><body>" + "".join(reversed(lines) if swap else lines) + "</body></html>"
 
 
@@ -94,7 +100,7 @@ def test_documents(tmp_path, help_packages):
     assert all(found.values())
     for en, de in (pair for split in SPLITS for pair in found[split]):
         assert en.replace("en-US", "de") == de  # the paragraphs of the same ids, in the order of the English page
-        assert "alone" not in en and "no paragraph" not in en
+        assert not any(word in en for word in ("alone", "no paragraph", "uneven", "Dim"))
         assert len(en.split()) <= 60
     for split in "valid", "test":
         assert all(len(en.split()) > 30 for en, _ in found[split])
@@ -114,4 +120,5 @@ def test_wrong_packages_are_told(tmp_path, help_packages):
     broken.write_bytes(help_packages[0].read_bytes()[:2000])
     done = text("documents", "--out", tmp_path / "out", "--debs", broken, fails=True)
     assert "broken.deb is no package that dpkg-deb can unpack" in done.stderr and "Traceback" not in done.stderr
+    assert "--lang is fr" in text("sentences", "--lang", "fr", "--out", "x", fails=True).stderr
     assert "--words must be at least 1, but is 0" in text("documents", "--words", 0, "--out", "x", fails=True).stderr

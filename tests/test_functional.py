@@ -193,6 +193,9 @@ def agree(found, want, args, tolerance=1e-12):
             close(a, b, tolerance)
 
 
+biases = pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
+
+
 class Thinning:
     """A dropout with a fixed mask, the same for weights in any layout of the last dimensions."""
 
@@ -209,11 +212,13 @@ class Thinning:
 @pytest.mark.parametrize("n", [1, 2, 63, 100, 1000])
 @pytest.mark.parametrize("thin", [False, True], ids=["whole", "dropout"])
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "padded"])
-def test_pack_unprojected_is_attention(n, thin, masked):
+@biases
+def test_pack_unprojected_is_attention(n, thin, masked, biased):
     context, (key, value), query, hidden = moved(n)
+    bias = torch.linspace(-3, 3, 2 * 3 * 5 * n, dtype=torch.float64).view(2, 3, 5, n) if biased else None
     rest = (hidden if masked else None, Thinning() if thin else identity)
-    found = pack_unprojected(query, context, key, value, *rest)
-    want = attention(query, project(context, key), project(context, value), *rest)
+    found = pack_unprojected(query, context, key, value, *rest, bias=bias)
+    want = attention(query, project(context, key), project(context, value), *rest, bias=bias)
     agree(found, want, [context, query, *key, *value])
 
 
@@ -221,14 +226,16 @@ def test_pack_unprojected_is_attention(n, thin, masked):
 @pytest.mark.parametrize("n", [1, 2, 63, 100, 1000])
 @pytest.mark.parametrize("thin", [False, True], ids=["whole", "dropout"])
 @pytest.mark.parametrize("masked", [False, True], ids=["full", "padded"])
-def test_unpack_unprojected_is_attention(n, thin, masked):
+@biases
+def test_unpack_unprojected_is_attention(n, thin, masked, biased):
     x, (query, out), key, _ = moved(n)
+    added = torch.linspace(-3, 3, 2 * 3 * n * 5, dtype=torch.float64).view(2, 3, n, 5) if biased else None
     value, bias = moved(n, seed=1)[2], moved(12, seed=2)[0][0, 0]
     hidden = torch.arange(5) >= torch.tensor([[5], [2]]) if masked else None
     found = unpack_unprojected(
-        x, query, key, value, (out[0], bias), hidden, Thinning(transposed=True) if thin else identity
+        x, query, key, value, (out[0], bias), hidden, Thinning(transposed=True) if thin else identity, bias=added
     )
-    read, weights = attention(project(x, query), key, value, hidden, Thinning() if thin else identity)
+    read, weights = attention(project(x, query), key, value, hidden, Thinning() if thin else identity, bias=added)
     want = torch.einsum("bhnd,hdk->bnk", read, out[0]) + bias, weights
     agree(found, want, [x, key, value, *query, out[0], bias])
 

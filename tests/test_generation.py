@@ -154,6 +154,28 @@ def test_what_the_source_decides_is_computed_once_per_sentence():
 
 
 @torch.no_grad()
+@pytest.mark.stock
+def test_keys_of_a_full_cross_attention_are_computed_once_per_sentence():
+    """At the first step, for each sentence and not each beam; kept until sentences leave."""
+    model = sharpen(build(cross_attention="full"))
+    seen, kept = [], set()
+    attn = model.decoder.layers[0].cross_attn
+    attn.k_proj.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].size(1)))
+    source = sentences([12, 5, 2])
+    generate(model, source, beam=4)
+    assert seen == [3]
+    order, state = torch.tensor([0, 0, 1, 1, 2, 2]), {}
+    expanded = model.encoder.reorder_encoder_out(model.encoder(source), order)
+    prev = targets([5] * 6)
+    for t in range(5):
+        model.decoder(prev[:, : t + 1], expanded, incremental_state=state)
+        kept.add(attn._get_input_buffer(state)["prev_key"].data_ptr())
+        model.decoder.reorder_incremental_state_scripting(state, torch.tensor([1, 0, 3, 3, 4, 5]))
+    assert len(kept) == 1
+    assert attn._get_input_buffer(state)["prev_key"].shape == (3, 4, 12, 8)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_the_state_is_of_constant_size(tied):
     model = build(untie_luna_kv=not tied, double=False).bfloat16()

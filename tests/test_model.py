@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from tiny import DIMS, EOS, ORDINARY, PAD, VARIANTS, build, dictionary, sentences, sharpen, targets, task
 
 from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig, checked
+from fairseq_luna.functional import slot_distances
 from fairseq_luna.model import LunaTransformerModel
 
 variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
@@ -94,8 +95,16 @@ def test_an_empty_line_in_the_middle_of_a_batch():
     torch.testing.assert_close(out[1:2], logits(model, torch.tensor([[EOS]]), prev[1:2]), rtol=0, atol=1e-12)
 
 
+HALVES = {
+    "tied": {},
+    "untied": {"untie_luna_kv": True},
+    "gaussian-decaying": {"pack_bias": "gaussian", "encoder_unpack_bias": "gaussian", "causal_mean": "decaying"},
+    "ordinary": ORDINARY,
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("settings", [{}, {"untie_luna_kv": True}], ids=["tied", "untied"])
+@pytest.mark.parametrize("settings", HALVES.values(), ids=HALVES)
 def test_half_precision_model(dtype, settings):
     model = sharpen(build(**settings))
     source, prev = sentences([9, 5]), targets([300, 300])
@@ -194,6 +203,17 @@ def test_a_gaussian_bias_is_the_equation():
             want = torch.softmax(pack.bias.sharpness.view(-1, 1) * bias, dim=-1)
             torch.testing.assert_close(weights[:, i, width - n :], want, rtol=0, atol=1e-6)
             assert not weights[:, i, : width - n].any()
+
+
+def test_a_gaussian_bias_of_many_slots_has_gradients_in_half_precision():
+    """Distances grow with the square of l, beyond what float16 can say."""
+    model = build(pack_bias="gaussian", projection_length=300, double=False).bfloat16()
+    model.encoder(sentences([400]))["packed_out"][0].float().sum().backward()
+    distances = slot_distances(torch.zeros(1, 400, dtype=torch.bool), 300, torch.tensor([[300]]))
+    assert distances.half().isfinite().all()
+    assert model.encoder.layers[0].self_attn.pack.bias.sharpness.grad.isfinite().all()
+    # and a row of nothing but padding is no reason for anything but numbers
+    assert slot_distances(torch.ones(1, 5, dtype=torch.bool), 3, torch.tensor([[0]])).isfinite().all()
 
 
 # --- settings

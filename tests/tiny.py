@@ -55,6 +55,9 @@ VARIANTS.update(
     for encoder, decoder, cross in product(SELF_ATTENTIONS, SELF_ATTENTIONS, CROSS_ATTENTIONS)
     if (encoder, decoder, cross) != ("luna", "luna", "packed")
 )
+TWO_DIMS = {**VARIANTS["two-dims"], **PRE_NORM}
+VARIANTS["two-dims-cross-full"] = {**TWO_DIMS, "cross_attention": "full", "pack_bias": "gaussian"}
+VARIANTS["two-dims-decoder-softmax"] = {**TWO_DIMS, **UNTIED, "decoder_self_attention": "softmax"}
 
 ORDINARY = {"encoder_self_attention": "softmax", "decoder_self_attention": "softmax", "cross_attention": "full"}
 
