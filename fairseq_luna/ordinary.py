@@ -111,7 +111,7 @@ class CrossAttention(_Attention):
         """Called by fairseq when beams change places or sentences end. new_order: (rows',)."""
         saved = self._get_input_buffer(incremental_state)
         if saved:
-            kept, _ = by_sentence(new_order // self.beam_size)
+            kept, _ = by_sentence(torch.div(new_order, self.beam_size, rounding_mode="floor"))
             before = saved["prev_key"].size(0)
             if torch.equal(kept, torch.arange(before, device=kept.device)):
                 return incremental_state

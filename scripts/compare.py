@@ -239,11 +239,12 @@ class Study:
         command = [sys.executable, str(REPO / "scripts" / "train.py"), str(self.study["config"]), *words]
         command += ["--data", str(self.args.data), "--out", str(run), "--processes", "1"]
         command += [] if self.gpus else ["--cpu"]
-        conditions = read_json(run / "conditions.json", [])
+        path = conditions_of(run)
+        conditions = read_json(path, [])
         now = {"at once": self.at_once, "machine": machine(self.args.cpu), "versions": versions()}
         if now not in conditions and not (run / "scores.json").exists():
-            run.mkdir(parents=True, exist_ok=True)
-            write_json(run / "conditions.json", [*conditions, now])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, [*conditions, now])
         say(f"{arm['name']}, seed {seed}: training")
         quiet = subprocess.PIPE if self.at_once > 1 else None  # bars side by side are a tangle
         process = subprocess.Popen(
@@ -287,7 +288,7 @@ class Study:
             "sha256 of the hypotheses": fingerprint(file),
             "parameters": log.parameters,
             "updates": log.updates,
-            "conditions": read_json(run / "conditions.json", []),
+            "conditions": read_json(conditions_of(run), []),
             "words per second": round(log.typical_words_per_second()),
             "peak memory (bytes)": log.peak_memory,
             "valid nll by updates": {str(updates): round(nll, 4) for updates, nll in sorted(log.valid.items())},
@@ -405,6 +406,11 @@ class Study:
             f"`{quote(['bash', 'scripts/compare.sh', *sys.argv[1:]])}`",
         ]
         return "\n\n".join([text, *notes]) + "\n"
+
+
+def conditions_of(run: Path) -> Path:
+    """Where is told under what conditions a run was trained."""
+    return run.with_name(f"{run.name}.conditions.json")
 
 
 def spread(values: List[float], digits: int) -> str:

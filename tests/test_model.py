@@ -1,5 +1,6 @@
 """The whole model: settings, masks, gradients, causality."""
 
+import re
 from argparse import Namespace
 
 import pytest
@@ -176,7 +177,10 @@ def test_three_ordinary_attentions_are_fairseqs_transformer(pre_norm):
         assert state[name].shape == value.shape
         state[name] = value
     theirs.load_state_dict(state)
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    # fairseq 0.12.2 has the encoder's twice, for a fast path without gradients
+    twice = re.compile(r".*(in_proj|out_proj|fc\d)_(weight|bias)")
+    sizes = [p.numel() for name, p in theirs.named_parameters() if not twice.fullmatch(name)]
+    assert sum(p.numel() for p in ours.parameters()) == sum(sizes)
     source, prev = sentences([12, 5, 2]), targets([7, 9, 1])
     want = theirs(source, source.ne(PAD).sum(dim=1), prev)[0]
     real = prev.ne(PAD)
