@@ -104,17 +104,6 @@ def test_a_part_of_a_study_leaves_the_rest_in_the_report(finished, data):
     assert " 1: " in before[3] and ", 2: " in before[3] and "training" not in before[3]
 
 
-def test_another_baseline_is_tested_anew(finished, data):
-    """The new one's row has no test of it against the former one."""
-    study, out = finished / "turned.yaml", finished / "out"
-    study.write_text(STUDY + 'baseline: "Luna, a/b"\n', encoding="utf-8")
-    run(compare(study, data, out))
-    rows = [line.split(" | ") for line in (out / "report.md").read_text(encoding="utf-8").splitlines()[:4]]
-    assert rows[0][-1] == "against Luna, a/b (p) |"
-    assert rows[2][-1].startswith("1: ") and rows[3][-1].strip(" |") == ""
-    run(compare(finished / "study.yaml", data, out))
-
-
 def test_sigterm_ends_a_study_at_once(tmp_path, data):
     study, out = tmp_path / "study.yaml", tmp_path / "out"
     study.write_text(STUDY.replace("max_update: 12", "max_update: 100000"), encoding="utf-8")
@@ -206,3 +195,13 @@ def test_help():
         shell = ["bash"] if script.endswith(".sh") else [sys.executable]
         shown = run([*shell, str(ROOT / "scripts" / script), "--help"]).stdout
         assert f"usage: {script}" in shown and os.linesep in shown
+
+
+def test_another_baseline_is_tested_anew(finished, data):
+    """The new one's row has no test of it against the former one."""
+    study, out = finished / "turned.yaml", finished / "out"
+    study.write_text(STUDY + 'baseline: "Luna, a/b"\n', encoding="utf-8")
+    run(compare(study, data, out))
+    rows = [line.split(" | ") for line in (out / "report.md").read_text(encoding="utf-8").splitlines()[:4]]
+    assert rows[0][-1] == "against Luna, a/b (p) |"
+    assert rows[2][-1].startswith("1: ") and rows[3][-1].strip(" |") == ""
