@@ -230,6 +230,8 @@ def test_architectures_build_and_count_layers(arch):
     model = LunaTransformerModel.build_model(cfg, task(words, words))
     assert len(model.encoder.layers) == 2
     assert len(model.decoder.layers) == len(model.encoder.memory.layers) == 1
+    said = {name: value for name, value in ARCHITECTURES[arch].items() if not name.endswith("layers")}
+    assert {name: getattr(checked(cfg), name) for name in said} == said
 
 
 def test_settings_that_follow_others():
