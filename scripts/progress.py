@@ -131,6 +131,8 @@ def draw_by_length(models: List[Tuple[str, List[dict]]], path: Path) -> None:
     figure, axes = figure_for(path, 8)
     if not figure:
         return
+    there = [i for i, bucket in enumerate(models[0][1]) if bucket["sentences"]]
+    models = [(name, [buckets[i] for i in there]) for name, buckets in models]
     width = 0.8 / len(models)
     for number, (name, buckets) in enumerate(models):
         places = [place + (number - (len(models) - 1) / 2) * width for place in range(len(buckets))]
