@@ -258,7 +258,7 @@ class LunaAttention(nn.Module):
 
 def head_decays(heads: int, device: torch.device) -> Tensor:
     """lambda of each head, (H,): 1/2, 3/4, 7/8 ... so that the head h remembers about 2^h positions."""
-    return 1 - 0.5 ** torch.arange(1, heads + 1, dtype=torch.float64, device=device)
+    return 1 - torch.pow(0.5, torch.arange(1, heads + 1, dtype=torch.float64, device=device))
 
 
 class LunaCausalAttention(nn.Module):

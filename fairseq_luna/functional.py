@@ -165,8 +165,8 @@ def chunk_causal_product(
     Exact for every n, with time linear in n: O(n c (d1 + d2)) inside, O(n d1 d2) between, and memory
     O(n (c + d1 d2 / c)). For the gradients x, y and z are kept, and nothing else: the rest is
     computed again.
-    Arguments, shapes and results as in `naive_causal_product`; lambda^c must be a number in the dtype
-    of the sums (lambda >= 0.3 will do for c = 64).
+    Arguments, shapes and results as in `naive_causal_product`; for a state with a decay 1/lambda^c must
+    be a number in the dtype of the sums (lambda >= 0.3 will do for c = 64).
 
     Raises:
         ValueError: if chunk_size < 1.
@@ -192,7 +192,7 @@ def chunk_causal_product(
 
 
 class _Decay(NamedTuple):
-    """Powers of lambda inside a chunk of c positions; what stands for them where it is 1.
+    """Powers of lambda inside a chunk of c positions.
 
     Attributes:
         inside: lambda^(t - j), from position j to t, (H, 1, c, c), 0 above the diagonal.
@@ -209,9 +209,9 @@ class _Decay(NamedTuple):
     @staticmethod
     def of(decay: Tensor, size: int) -> "_Decay":
         """decay: (H, 1, 1)."""
-        t = torch.arange(size, device=decay.device).view(-1, 1)
-        enter = (decay ** (t + 1)).unsqueeze(1)
-        return _Decay(_powers(decay, size).unsqueeze(1), enter, enter.flip(2) / enter[:, :, :1], decay**size)
+        inside = _powers(decay, size).unsqueeze(1)
+        enter = decay.unsqueeze(1) * inside[..., :1]
+        return _Decay(inside, enter, inside[..., -1:, :].transpose(-1, -2), enter[:, :, -1])
 
 
 class _ChunkCausalSums(torch.autograd.Function):
@@ -286,7 +286,8 @@ def _chunk_gradients(
 
 
 def _tril_(a: Tensor, powers: Optional[_Decay]) -> Tensor:
-    return a.tril_() if powers is None else a.mul_(powers.inside)
+    # tril first: what is not a number must not reach what comes before it
+    return a.tril_() if powers is None else a.tril_().mul_(powers.inside)
 
 
 def _enter(x: Tensor, powers: Optional[_Decay]) -> Tensor:

@@ -27,6 +27,7 @@ from common import (
     differences,
     entry,
     go_on_later,
+    import_plugin,
     machine,
     quote,
     read_json,
@@ -125,6 +126,8 @@ def read_study(name: str) -> Dict[str, Any]:
     if wrong:
         raise Problem(f"{path}: decoding has {', '.join(sorted(wrong))}; possible are {', '.join(sorted(DECODING))}")
     study["decoding"] = {**DECODING, **study.get("decoding", {})}
+    if not study["seeds"] or not isinstance(study["average"], int) or study["average"] < 1:
+        raise Problem(f"{path}: there must be a seed, and at least 1 checkpoint to average")
     if study["baseline"] not in names:
         raise Problem(f"{path}: the baseline {study['baseline']} is none of the arms: {', '.join(names)}")
     return study
@@ -140,7 +143,7 @@ class Study:
 
     def __init__(self, study: Dict[str, Any], args: argparse.Namespace) -> None:
         self.study, self.args, self.out = study, args, args.out
-        self.seeds = args.seeds or study["seeds"]
+        self.seeds = list(dict.fromkeys(args.seeds or study["seeds"]))
         self.baseline = study["baseline"]
         unknown = set(args.arms or []) - {arm["name"] for arm in study["arms"]}
         if unknown:
@@ -169,7 +172,14 @@ class Study:
 
     def earlier(self, arm: dict) -> List[dict]:
         """What is known of an arm from calls before this."""
-        found = [read_json(path) for path in (self.out / folder(arm["name"])).glob("seed*/scores.json")]
+        place = self.out / folder(arm["name"])
+        begun = read_json(place / "arm.json", arm)
+        if begun != arm:
+            raise Problem(
+                f"{place} was trained as another arm: {'; '.join(differences(begun, arm))}. "
+                "Give the changed arm another name, or choose another --out"
+            )
+        found = [read_json(path) for path in place.glob("seed*/scores.json")]
         return sorted(found, key=lambda result: result["seed"])
 
     def run(self) -> None:
@@ -191,22 +201,25 @@ class Study:
         places: Queue = Queue()
         for place in range(self.at_once):
             places.put(place)
-        failed = []
-        with ThreadPoolExecutor(self.at_once) as pool:
-            running = [pool.submit(self.make, arm, seed, places) for arm, seed in trainings]
-            for (arm, seed), future in zip(trainings, running):
-                try:
-                    self.add(arm, future.result())
-                except Problem as problem:
-                    failed.append(f"{arm['name']}, seed {seed}: {problem}")
-                    say(failed[-1])
-                except KeyboardInterrupt as stop:
-                    for process in self.live:
-                        process.terminate()
-                    print(f"\ncompare: {stop}", file=sys.stderr, flush=True)
-                    os._exit(130)  # without waiting for the threads, whose commands end with this process
+        import_plugin()  # here and once: threads would come upon a half of it
+        failed = 0
+        try:
+            with ThreadPoolExecutor(self.at_once) as pool:
+                running = [pool.submit(self.make, arm, seed, places) for arm, seed in trainings]
+                for (arm, seed), future in zip(trainings, running):
+                    try:
+                        self.add(arm, future.result())
+                    except Exception as error:  # whatever it is, the other trainings go on
+                        failed += 1
+                        reason = str(error) if isinstance(error, Problem) else repr(error)
+                        say(f"{arm['name']}, seed {seed}: {reason}")
+        except KeyboardInterrupt as stop:
+            for process in list(self.live):
+                process.terminate()
+            print(f"\ncompare: {stop}", file=sys.stderr, flush=True)
+            os._exit(130)  # without waiting for the threads, whose commands end with this process
         if failed:
-            raise Problem(f"{len(failed)} of {len(trainings)} failed, for the reasons above; the report has the rest")
+            raise Problem(f"{failed} of {len(trainings)} failed, for the reasons above; the report has the rest")
         print("\n" + (self.out / "report.md").read_text(encoding="utf-8"))
         say(f"everything is in {self.out}, the figures in report.json")
 
@@ -239,11 +252,14 @@ class Study:
         command = [sys.executable, str(REPO / "scripts" / "train.py"), str(self.study["config"]), *words]
         command += ["--data", str(self.args.data), "--out", str(run), "--processes", "1"]
         command += [] if self.gpus else ["--cpu"]
+        run.parent.mkdir(parents=True, exist_ok=True)
+        write_json(run.parent / "arm.json", arm)
         path = conditions_of(run)
         conditions = read_json(path, [])
         now = {"at once": self.at_once, "machine": machine(self.args.cpu), "versions": versions()}
-        if now not in conditions and not (run / "scores.json").exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.gpus:
+            now["machine"]["torch threads"] = int(self.environment(place)["OMP_NUM_THREADS"])
+        if now not in conditions and not (run / "model.json").exists():  # else it is trained
             write_json(path, [*conditions, now])
         say(f"{arm['name']}, seed {seed}: training")
         quiet = subprocess.PIPE if self.at_once > 1 else None  # bars side by side are a tangle

@@ -279,7 +279,7 @@ def row(report: dict) -> List[str]:
     if "projection length" in model:
         tied = "tied" if model["tied"] else "untied"
         name += f", {tied}, {model['causal activation']}, l = {model['projection length']}"
-        name += "".join(f", {choice.replace('_', ' ')} {value}" for choice, value in model["choices"].items())
+        name += "".join(f", {choice.replace('_', ' ')} {value}" for choice, value in model.get("choices", {}).items())
     if official is False:
         name += " (not the official test set)"
     cells = [f"**{name}**".replace("|", "\\|"), f"{model['parameters'] / 1e6:.1f}M"]

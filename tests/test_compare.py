@@ -123,6 +123,10 @@ def test_sigterm_ends_a_study_at_once(tmp_path, data):
 def test_another_study_is_not_mixed_in(finished, data):
     done = run(compare(finished / "study.yaml", data, finished / "out", "optimization.max_update=24"), fails=True)
     assert "was begun with other settings: given was [], now ['optimization.max_update=24']" in done.stderr
+    study = finished / "changed.yaml"
+    study.write_text(STUDY.replace("projection_length: 4", "projection_length: 5"), encoding="utf-8")
+    done = run(compare(study, data, finished / "out", "--arms", "Transformer"), fails=True)
+    assert "was trained as another arm: overrides was" in done.stderr
 
 
 @pytest.mark.parametrize(
