@@ -203,16 +203,16 @@ class Study:
             places.put(place)
         import_plugin()  # here and once: threads would come upon a half of it
         failed = 0
+        pool = ThreadPoolExecutor(self.at_once)
         try:
-            with ThreadPoolExecutor(self.at_once) as pool:
-                running = [pool.submit(self.make, arm, seed, places) for arm, seed in trainings]
-                for (arm, seed), future in zip(trainings, running):
-                    try:
-                        self.add(arm, future.result())
-                    except Exception as error:  # whatever it is, the other trainings go on
-                        failed += 1
-                        reason = str(error) if isinstance(error, Problem) else repr(error)
-                        say(f"{arm['name']}, seed {seed}: {reason}")
+            running = [pool.submit(self.make, arm, seed, places) for arm, seed in trainings]
+            for (arm, seed), future in zip(trainings, running):
+                try:
+                    self.add(arm, future.result())
+                except Exception as error:  # whatever it is, the other trainings go on
+                    failed += 1
+                    reason = str(error) if isinstance(error, Problem) else repr(error)
+                    say(f"{arm['name']}, seed {seed}: {reason}")
         except KeyboardInterrupt as stop:
             for process in list(self.live):
                 process.terminate()
