@@ -132,7 +132,9 @@ class GaussianBias(nn.Module):
 
     def forward(self, distances: Tensor) -> Tensor:
         """`functional.slot_distances` (B, l, m) -> (B, H, l, m)."""
-        return -self.sharpness.view(-1, 1, 1) * distances.unsqueeze(1).to(self.sharpness.dtype)
+        bias = -self.sharpness.view(-1, 1, 1) * distances.unsqueeze(1).to(self.sharpness.dtype)
+        # exp(-30) is nothing beside 1, and far less makes denormal numbers, in which a CPU is slow
+        return bias.clamp(min=-30)
 
 
 class Pack(nn.Module):
