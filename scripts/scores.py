@@ -8,7 +8,8 @@ from common import Problem
 
 RESAMPLES = 1000  # of the bootstrap and of the paired test; sacrebleu's seed is 12345 unless SACREBLEU_SEED says other
 NAMES = "BLEU", "chrF2++", "TER"
-BUCKETS = tuple((first, first + 9) for first in range(1, 61, 10)) + ((61, None),)  # source lengths, in words
+# source lengths, in words: of sentences, and of documents
+BUCKETS = tuple((first, first + 9) for first in range(1, 61, 10)) + ((61, 100), (101, 200), (201, 400), (401, None))
 
 
 def metric(name: str, target: str):
