@@ -105,8 +105,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--arch",
-        default="luna_transformer_tiny",
-        help="any fairseq architecture, at the dimensions of the quick start (default %(default)s)",
+        default="luna_transformer_tiny_full_cross",
+        help="any fairseq architecture, at the dimensions of the quick start: luna_transformer_tiny is the paper's Luna, "
+        "transformer fairseq's Transformer (default %(default)s)",
     )
     parser.add_argument("--updates", type=int, metavar="N", help=f"length of training (default {RUN['updates']})")
     parser.add_argument(
@@ -376,7 +377,9 @@ class Quickstart:
         return ARCH_MODEL_REGISTRY[arch]
 
     def dimensions(self) -> dict:
-        """The dimensions that this architecture has options for."""
+        """The dimensions that this architecture has options for, and not its own already."""
+        if self.args.arch.startswith("luna_transformer_tiny"):
+            return {"--share-all-embeddings": None}
         parser = argparse.ArgumentParser(allow_abbrev=False)
         self.model_class().add_args(parser)
         unknown = parser.parse_known_args(words(DIMENSIONS))[1]

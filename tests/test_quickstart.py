@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
 REPO = Path(__file__).resolve().parent.parent
-ARCH = "luna_transformer_tiny"
+ARCH = "luna_transformer_tiny_full_cross"
 SENTENCE = "Click OK to save the file."
 
 
@@ -78,7 +78,7 @@ def test_report(finished):
     assert report["BLEU"]["score"] >= 0 and "tok:13a" in report["BLEU"]["signature"]
     assert 0 < report["chrF"]["score"] < 100 and "nc:6" in report["chrF"]["signature"]
     assert 1 < report["best valid nll (nats per piece)"] < 9
-    assert "--encoder-layers" in report["commands"]["train"] and "--max-update 20" in report["commands"]["train"]
+    assert "--share-all-embeddings" in report["commands"]["train"] and "--max-update 20" in report["commands"]["train"]
     assert set(report["seconds"]) >= {"data", "training", "average", "translation", "score"}
     assert report["data"]["lines"]["test.de"] == 1500
     assert report["data"]["lines that do not survive pieces and back"] == 0
@@ -151,8 +151,9 @@ def test_other_arch_of_the_same_dimensions(finished, tmp_path):
     stop_when((tmp_path / "run" / "checkpoints" / "checkpoint_last.pt").exists, start(*other), signal.SIGTERM)
     ours, theirs = (json.loads((run / "commands.json").read_text())["train"] for run in (finished, tmp_path / "run"))
     assert f"--arch {ARCH} " in ours and "--arch transformer " in theirs
-    ours, theirs = (command[command.index("--encoder-embed-dim") :] for command in (ours, theirs))
-    assert ours.partition("--save-dir")[0] == theirs.partition("--save-dir")[0]
+    assert "--encoder-ffn-embed-dim 512" in theirs
+    ours, theirs = (command[command.index("--task") :].partition("--save-dir")[0] for command in (ours, theirs))
+    assert ours == theirs
     out, err = translate(tmp_path / "run", "--beam", "1", text=SENTENCE.encode())
     assert out.endswith(b"\n") and "is not finished" in err
 
@@ -231,8 +232,10 @@ def test_yaml_trains_what_the_quickstart_does():
     interval = RUN["updates"] // RUN["validations"]
     assert yaml.dataset.validate_interval_updates == yaml.checkpoint.save_interval_updates == interval
     named = {"--task", "--criterion", "--optimizer", "--lr-scheduler", "--lr"}
-    follows = {"--decoder-embed-dim": "--encoder-embed-dim", "--decoder-ffn-embed-dim": "--encoder-ffn-embed-dim"}
+    follows = {"--decoder-embed-dim": "--encoder-embed-dim"}
+    feed_forward = "--encoder-ffn-embed-dim", "--decoder-ffn-embed-dim"
     for flag, value in {**DIMENSIONS, **TRAINING}.items():
-        if flag not in named and flag != "--share-all-embeddings":  # given on the command line
+        # the one is given on the command line, the other the architecture's own, for as many parameters
+        if flag not in named and flag not in ("--share-all-embeddings", *feed_forward):
             ours = flags[flag] if flags[flag] is not None else flags[follows[flag]]
             assert ours == (True if value is None else value), flag
