@@ -108,6 +108,24 @@ class KeyValue(nn.Module):
         return self.key.by_head(), self.value.by_head()
 
 
+class KeyPlainValue(nn.Module):
+    """Keys of a context, and the context itself for values: what a pack averages is then not projected."""
+
+    tied = False
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.key = HeadProjection(dim, dim, heads)
+
+    def forward(self, context: Tensor) -> Heads:
+        """(B, m, D) -> keys and values, (B, H, m, d) each."""
+        return self.key(context), split_heads(context, self.key.heads)
+
+    def by_head(self) -> Tuple[HeadWeights, None]:
+        """Weight and bias of keys, see `HeadProjection.by_head`; values have none."""
+        return self.key.by_head(), None
+
+
 def _worth_moving(positions: int, slots: int, dim: int, heads: int, projections: int) -> bool:
     """Whether projections are better moved from the positions to the slots (`*_unprojected`).
 
@@ -138,12 +156,19 @@ class GaussianBias(nn.Module):
 
 
 class Pack(nn.Module):
-    """Y_P = Attention(P, C): packs a context of any length into l slots (paper, section 3.1)."""
+    """Y_P = Attention(P, C): packs a context of any length into l slots (paper, section 3.1).
 
-    def __init__(self, dim: int, heads: int, tied: bool, dropout: float, bias: str = "none"):
+    With plain values Y_P averages C as it is: whoever reads Y_P projects it once more, and one random
+    matrix upon another is slow to learn. So does Linformer (Wang et al. 2020): pool, then project.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, tied: bool, dropout: float, bias: str = "none", values: str = "projected"
+    ):
         super().__init__()
         self.query = HeadProjection(dim, dim, heads, is_query=True)
-        self.key_value = KeyValue(dim, dim, heads, tied)
+        plain = values == "plain"
+        self.key_value = KeyPlainValue(dim, heads) if plain else KeyValue(dim, dim, heads, tied)
         self.dropout = Dropout(dropout, module_name="LunaPack")
         self.bias = GaussianBias(heads, sharpness=1.0) if bias == "gaussian" else None
 
@@ -167,6 +192,7 @@ class Pack(nn.Module):
         """
         bias = None if self.bias is None else self.bias(distances)
         query = self.query(packed)
+        # plain values: one projection and one product are moved, half of what two and both would be
         dim, heads, projections = self.query.in_features, self.query.heads, 1 if self.key_value.tied else 2
         prepared = self.query.is_prepared()  # then direct products are the faster ones, or of another precision
         if not prepared and _worth_moving(context.size(1), packed.size(1), dim, heads, projections):
@@ -237,10 +263,11 @@ class LunaAttention(nn.Module):
         tied: bool,
         dropout: float,
         pack_bias: str = "none",
+        pack_values: str = "projected",
         unpack_bias: str = "none",
     ):
         super().__init__()
-        self.pack = Pack(dim, pack_heads, tied, dropout, pack_bias)
+        self.pack = Pack(dim, pack_heads, tied, dropout, pack_bias, pack_values)
         self.key_value = KeyValue(dim, dim, heads, tied)
         self.unpack = Unpack(dim, heads, dropout, unpack_bias)
 

@@ -13,12 +13,14 @@ SELF_ATTENTIONS = "luna", "softmax"
 CROSS_ATTENTIONS = "packed", "full"
 BIASES = "none", "gaussian"
 CAUSAL_MEANS = "flat", "decaying"
+PACK_VALUES = "projected", "plain"
 
 CausalActivation = ChoiceEnum(list(CAUSAL_ACTIVATIONS))
 SelfAttention = ChoiceEnum(SELF_ATTENTIONS)
 CrossAttention = ChoiceEnum(CROSS_ATTENTIONS)
 Bias = ChoiceEnum(BIASES)
 CausalMean = ChoiceEnum(CAUSAL_MEANS)
+PackValues = ChoiceEnum(PACK_VALUES)
 InferencePrecision = ChoiceEnum(list(PRODUCTS))
 ActivationFn = ChoiceEnum(utils.get_available_activation_fns())
 
@@ -49,6 +51,9 @@ class LunaTransformerConfig(FairseqDataclass):
     pack_bias: Bias = field(  # type: ignore[valid-type]
         default="none",
         metadata=_help("gaussian: packs of the source begin local, slots spread over the sentence, widths learned"),
+    )
+    pack_values: PackValues = field(  # type: ignore[valid-type]
+        default="projected", metadata=_help("what packs of the source average: projected states, or them as they are")
     )
     encoder_unpack_bias: Bias = field(  # type: ignore[valid-type]
         default="none", metadata=_help("gaussian: positions of the encoder begin by reading the slots near them")
@@ -240,6 +245,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
         ("causal_activation", list(CAUSAL_ACTIVATIONS)),
         ("causal_mean", CAUSAL_MEANS),
         ("pack_bias", BIASES),
+        ("pack_values", PACK_VALUES),
         ("encoder_unpack_bias", BIASES),
         ("encoder_self_attention", SELF_ATTENTIONS),
         ("decoder_self_attention", SELF_ATTENTIONS),

@@ -467,7 +467,7 @@ def pack_unprojected(
     query: Tensor,
     context: Tensor,
     key: HeadWeights,
-    value: HeadWeights,
+    value: Optional[HeadWeights],
     hidden: Optional[Tensor] = None,
     dropout: Dropout = identity,
     bias: Optional[Tensor] = None,
@@ -484,7 +484,7 @@ def pack_unprojected(
         query: P W_Q, scaled, (B, H, l, d).
         context: C, (B, m, D).
         key: W_K (H, d, D) and b_K (H, d).
-        value: W_V (H, d, D) and b_V (H, d).
+        value: W_V (H, d, D) and b_V (H, d); None where values are the context itself, D / H channels a head.
         hidden: (B, m), True where a row of the context is padding.
         dropout: applied to the weights.
         bias: added to the logits, (B, H, l, m).
@@ -496,6 +496,8 @@ def pack_unprojected(
     logits = torch.baddbmm(*_moved(query, key), context.transpose(1, 2)).unflatten(1, (heads, slots))
     weights = softmax(logits if bias is None else logits + bias, hidden)
     dropped = dropout(weights)
+    if value is None:
+        return dropped @ context.unflatten(2, (heads, -1)).transpose(1, 2), weights
     mixed = (dropped.flatten(1, 2) @ context).unflatten(1, (heads, slots))
     value_weight, value_bias = value
     out = torch.einsum("bhlk,hdk->bhld", mixed, value_weight)

@@ -95,6 +95,7 @@ class LunaEncoderLayer(nn.Module):
                 tied=not cfg.untie_luna_kv,
                 dropout=cfg.attention_dropout,
                 pack_bias=cfg.pack_bias,
+                pack_values=cfg.pack_values,
                 unpack_bias=cfg.encoder_unpack_bias,
             )
         else:
@@ -147,7 +148,7 @@ class SourceMemoryLayer(nn.Module):
         self.pack: Optional[Pack] = None
         if cfg.cross_attention == "packed":
             heads, pre_norm = cfg.decoder_projected_attention_heads, cfg.decoder_normalize_before
-            self.pack = Pack(dim, heads, tied, cfg.attention_dropout, cfg.pack_bias)
+            self.pack = Pack(dim, heads, tied, cfg.attention_dropout, cfg.pack_bias, cfg.pack_values)
             self.key_value = KeyValue(*to_decoder, tied)
             # nobody reads the last P'
             self.residual = Residual(dim, cfg.dropout, pre_norm, entered_only=last)

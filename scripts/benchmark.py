@@ -196,6 +196,7 @@ def point(text: str, keys: List[str]) -> Dict[str, int]:
 VARIANTS = {
     "untied": ["--untie-luna-kv"],
     "gaussian": ["--pack-bias", "gaussian"],
+    "plain": ["--pack-values", "plain"],
     "fullcross": ["--cross-attention", "full"],
     "softmaxencoder": ["--encoder-self-attention", "softmax"],
     "softmaxdecoder": ["--decoder-self-attention", "softmax"],

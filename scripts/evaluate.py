@@ -40,6 +40,7 @@ CHOICES = {
     "cross_attention": "packed",
     "causal_mean": "flat",
     "pack_bias": "none",
+    "pack_values": "projected",
     "encoder_unpack_bias": "none",
 }
 

@@ -220,6 +220,11 @@ def test_pack_unprojected_is_attention(n, thin, masked, biased):
     found = pack_unprojected(query, context, key, value, *rest, bias=bias)
     want = attention(query, project(context, key), project(context, value), *rest, bias=bias)
     agree(found, want, [context, query, *key, *value])
+    # plain values: the context, a share of its channels for each head
+    found = pack_unprojected(query, context, key, None, *rest, bias=bias)
+    plain = context.unflatten(2, (query.size(1), -1)).transpose(1, 2)
+    want = attention(query, project(context, key), plain, *rest, bias=bias)
+    agree(found, want, [context, query, *key])
 
 
 @pytest.mark.stock

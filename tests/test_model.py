@@ -209,6 +209,22 @@ def test_a_gaussian_bias_is_the_equation():
             assert not weights[:, i, : width - n].any()
 
 
+@pytest.mark.parametrize("length", [7, 300], ids=["direct", "moved"])
+def test_plain_values_are_averages_of_the_states(length):
+    """Of the encoder's in its packs, of its output in those of the cross attention; nothing is projected."""
+    model = build(pack_values="plain", max_source_positions=400)
+    packs = [model.encoder.layers[1].self_attn.pack, model.encoder.memory.layers[0].pack]
+    seen = []
+    for pack in packs:
+        pack.register_forward_hook(lambda module, inputs, out: seen.append((inputs[1], *out)))
+        assert [name for name, _ in pack.key_value.named_parameters()] == ["key.weight", "key.bias"]
+    model.encoder(sentences([length]))
+    for context, y_p, weights in seen:
+        shares = context.chunk(weights.size(1), dim=-1)
+        want = torch.cat([weights[:, head] @ share for head, share in enumerate(shares)], dim=-1)
+        torch.testing.assert_close(y_p, want, rtol=0, atol=1e-12)
+
+
 def test_a_gaussian_bias_of_many_slots_has_gradients_in_half_precision():
     """Distances grow with the square of l, beyond what float16 can say."""
     model = build(pack_bias="gaussian", projection_length=300, double=False).bfloat16()

@@ -42,6 +42,7 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "learned-positions": {"encoder_learned_pos": True, "decoder_learned_pos": True},
     "gaussian": {"pack_bias": "gaussian"},
     "gaussian-fixed-length": {"pack_bias": "gaussian", "fix_projection_length": True},
+    "plain-values": {"pack_values": "plain"},
     "gaussian-unpack": {"encoder_unpack_bias": "gaussian"},
     "decaying": {"causal_mean": "decaying"},
     "decaying-untied-pre-norm": {"causal_mean": "decaying", **UNTIED, **PRE_NORM},
