@@ -158,19 +158,26 @@ class GaussianBias(nn.Module):
 class Pack(nn.Module):
     """Y_P = Attention(P, C): packs a context of any length into l slots (paper, section 3.1).
 
-    With plain values Y_P averages C as it is: whoever reads Y_P projects it once more, and one random
-    matrix upon another is slow to learn. So does Linformer (Wang et al. 2020): pool, then project.
+    With plain values Y_P averages C as it is, to be projected by who reads it alone: one random matrix
+    upon another is slow to learn. It is the order of Linformer (Wang et al. 2020): pool, then project.
     """
 
     def __init__(
-        self, dim: int, heads: int, tied: bool, dropout: float, bias: str = "none", values: str = "projected"
+        self,
+        dim: int,
+        heads: int,
+        tied: bool,
+        dropout: float,
+        bias: str = "none",
+        values: str = "projected",
+        sharpness: float = 1.0,
     ):
         super().__init__()
         self.query = HeadProjection(dim, dim, heads, is_query=True)
         plain = values == "plain"
         self.key_value = KeyPlainValue(dim, heads) if plain else KeyValue(dim, dim, heads, tied)
         self.dropout = Dropout(dropout, module_name="LunaPack")
-        self.bias = GaussianBias(heads, sharpness=1.0) if bias == "gaussian" else None
+        self.bias = GaussianBias(heads, sharpness) if bias == "gaussian" else None
 
     def forward(
         self,

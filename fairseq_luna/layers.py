@@ -26,6 +26,11 @@ from .dropout import Dropout
 from .ordinary import CausalSelfAttention, CrossAttention, SelfAttention
 
 
+# What gamma of a Gaussian bias begins with in the packs that the decoder reads: slots nearly of a token
+# each, where there are enough of them.
+CROSS_SHARPNESS = 4.0
+
+
 class Residual(nn.Module):
     """The way around a block f: LN(x + f(x)), as in the paper, or with pre-norm x + f(LN(x)).
 
@@ -148,8 +153,10 @@ class SourceMemoryLayer(nn.Module):
         self.pack: Optional[Pack] = None
         if cfg.cross_attention == "packed":
             heads, pre_norm = cfg.decoder_projected_attention_heads, cfg.decoder_normalize_before
-            self.pack = Pack(dim, heads, tied, cfg.attention_dropout, cfg.pack_bias, cfg.pack_values)
-            self.key_value = KeyValue(*to_decoder, tied)
+            bias, values = cfg.pack_bias, cfg.pack_values
+            self.pack = Pack(dim, heads, tied, cfg.attention_dropout, bias, values, CROSS_SHARPNESS)
+            # keys that are values too, of plain averages, were slower to learn (docs/quality.md)
+            self.key_value = KeyValue(*to_decoder, tied and values == "projected")
             # nobody reads the last P'
             self.residual = Residual(dim, cfg.dropout, pre_norm, entered_only=last)
         self.last = last
