@@ -100,6 +100,7 @@ HALVES = {
     "tied": {},
     "untied": {"untie_luna_kv": True},
     "gaussian-decaying": {"pack_bias": "gaussian", "encoder_unpack_bias": "gaussian", "causal_mean": "decaying"},
+    "plain": {"pack_values": "plain"},
     "ordinary": ORDINARY,
 }
 

@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 import torch
 from fairseq.data import Dictionary
 
-from fairseq_luna.config import CROSS_ATTENTIONS, SELF_ATTENTIONS, LunaTransformerConfig
+from fairseq_luna.config import CROSS_ATTENTIONS, PLAIN_PACKS, SELF_ATTENTIONS, LunaTransformerConfig
 from fairseq_luna.model import LunaTransformerModel
 
 PAD, EOS = 1, 2
@@ -42,10 +42,10 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "learned-positions": {"encoder_learned_pos": True, "decoder_learned_pos": True},
     "gaussian": {"pack_bias": "gaussian"},
     "gaussian-fixed-length": {"pack_bias": "gaussian", "fix_projection_length": True},
-    "plain-values": {"pack_values": "plain"},
     "gaussian-unpack": {"encoder_unpack_bias": "gaussian"},
     "decaying": {"causal_mean": "decaying"},
     "decaying-untied-pre-norm": {"causal_mean": "decaying", **UNTIED, **PRE_NORM},
+    "plain-packs": {**PLAIN_PACKS, **PRE_NORM, "projection_length": DIMS["projection_length"]},
 }
 # and every choice of attentions but the paper's
 VARIANTS.update(
