@@ -203,7 +203,8 @@ class Pack(nn.Module):
         dim, heads, projections = self.query.in_features, self.query.heads, 1 if self.key_value.tied else 2
         prepared = self.query.is_prepared()  # then direct products are the faster ones, or of another precision
         if not prepared and _worth_moving(context.size(1), packed.size(1), dim, heads, projections):
-            out, weights = pack_unprojected(query, context, *self.key_value.by_head(), padding, self.dropout, bias)
+            of_key, of_value = self.key_value.by_head()
+            out, weights = pack_unprojected(query, context, of_key, of_value, padding, self.dropout, bias)
         else:
             key, value = self.key_value(context)
             out, weights = attention(query, key, value, padding, self.dropout, bias=bias)

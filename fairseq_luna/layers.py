@@ -25,7 +25,6 @@ from .config import decoder_reads_packed
 from .dropout import Dropout
 from .ordinary import CausalSelfAttention, CrossAttention, SelfAttention
 
-
 # What gamma of a Gaussian bias begins with in the packs that the decoder reads: slots nearly of a token
 # each, where there are enough of them.
 CROSS_SHARPNESS = 4.0
