@@ -158,8 +158,8 @@ class GaussianBias(nn.Module):
 class Pack(nn.Module):
     """Y_P = Attention(P, C): packs a context of any length into l slots (paper, section 3.1).
 
-    With plain values Y_P averages C as it is, to be projected by who reads it alone: one random matrix
-    upon another is slow to learn. It is the order of Linformer (Wang et al. 2020): pool, then project.
+    With plain values Y_P averages C as it is, to be projected by who reads it alone, as in Linformer
+    (Wang et al. 2020): one random matrix upon another is slow to learn.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Pack(nn.Module):
         """
         bias = None if self.bias is None else self.bias(distances)
         query = self.query(packed)
-        # plain values: one projection and one product are moved, half of what two and both would be
+        # plain values: one projection and one product can move, half of two and both (the other product stays)
         dim, heads, projections = self.query.in_features, self.query.heads, 1 if self.key_value.tied else 2
         prepared = self.query.is_prepared()  # then direct products are the faster ones, or of another precision
         if not prepared and _worth_moving(context.size(1), packed.size(1), dim, heads, projections):

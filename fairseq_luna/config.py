@@ -53,7 +53,10 @@ class LunaTransformerConfig(FairseqDataclass):
         metadata=_help("gaussian: packs of the source begin local, slots spread over the sentence, widths learned"),
     )
     pack_values: PackValues = field(  # type: ignore[valid-type]
-        default="projected", metadata=_help("what packs of the source average: projected states, or them as they are")
+        default="projected",
+        metadata=_help(
+            "of packs of the source: projected states, or plain ones (keys of its slots untied for the decoder)"
+        ),
     )
     encoder_unpack_bias: Bias = field(  # type: ignore[valid-type]
         default="none", metadata=_help("gaussian: positions of the encoder begin by reading the slots near them")

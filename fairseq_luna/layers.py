@@ -25,9 +25,9 @@ from .config import decoder_reads_packed
 from .dropout import Dropout
 from .ordinary import CausalSelfAttention, CrossAttention, SelfAttention
 
-# What gamma of a Gaussian bias begins with in the packs that the decoder reads: slots nearly of a token
-# each, where there are enough of them.
-CROSS_SHARPNESS = 4.0
+# What gamma of a Gaussian bias begins with in the packs that the decoder reads, if their values are
+# plain: slots nearly of a token each, where there are enough of them.
+PLAIN_SHARPNESS = 4.0
 
 
 class Residual(nn.Module):
@@ -152,10 +152,13 @@ class SourceMemoryLayer(nn.Module):
         self.pack: Optional[Pack] = None
         if cfg.cross_attention == "packed":
             heads, pre_norm = cfg.decoder_projected_attention_heads, cfg.decoder_normalize_before
-            bias, values = cfg.pack_bias, cfg.pack_values
-            self.pack = Pack(dim, heads, tied, cfg.attention_dropout, bias, values, CROSS_SHARPNESS)
+            plain = cfg.pack_values == "plain"
+            sharpness = PLAIN_SHARPNESS if plain else 1.0
+            self.pack = Pack(
+                dim, heads, tied, cfg.attention_dropout, cfg.pack_bias, cfg.pack_values, sharpness=sharpness
+            )
             # keys that are values too, of plain averages, were slower to learn (docs/quality.md)
-            self.key_value = KeyValue(*to_decoder, tied and values == "projected")
+            self.key_value = KeyValue(*to_decoder, tied and not plain)
             # nobody reads the last P'
             self.residual = Residual(dim, cfg.dropout, pre_norm, entered_only=last)
         self.last = last

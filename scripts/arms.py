@@ -91,7 +91,9 @@ def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, An
             ("layers", "layers"),
             ("attention-heads", "heads"),
         ):
-            words += [f"--{side}-{name}", str(sizes[key])]
+            # an architecture of the user's keeps its feed-forward, which it may have chosen for as many parameters
+            if key != "ffn" or "user_dir" not in arm:
+                words += [f"--{side}-{name}", str(sizes[key])]
     parser = options.get_training_parser()
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:

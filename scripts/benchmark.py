@@ -196,7 +196,9 @@ def point(text: str, keys: List[str]) -> Dict[str, int]:
 VARIANTS = {
     "untied": ["--untie-luna-kv"],
     "gaussian": ["--pack-bias", "gaussian"],
+    "gaussianunpack": ["--encoder-unpack-bias", "gaussian"],
     "plain": ["--pack-values", "plain"],
+    "decaying": ["--causal-mean", "decaying"],
     "fullcross": ["--cross-attention", "full"],
     "softmaxencoder": ["--encoder-self-attention", "softmax"],
     "softmaxdecoder": ["--decoder-self-attention", "softmax"],

@@ -38,10 +38,11 @@ from common import (
 )
 from generate import file_name, fingerprint, generate
 from progress import TrainingLog, draw_by_length, draw_curves
-from scores import by_length, compare, score
+from scores import by_length, compare, has_todays_lengths, score
 
 STUDIES = REPO / "configs" / "compare"
 SCORES = "BLEU", "chrF"
+BY_LENGTH = "BLEU by words of the source"
 DECODING = {"beam": 5, "lenpen": 1.0, "max_tokens": 4096}
 KINDS = {list: "list of numbers, such as [1, 2, 3]", dict: "table, such as {key: value}"}
 KEYS = {"config", "overrides", "average", "decoding", "seeds", "baseline", "arms"}
@@ -311,11 +312,12 @@ class Study:
             "best valid nll (nats per piece)": round(min(log.valid.values()), 4),
         }
         known = read_json(run / "scores.json", {})
-        if all(known.get(key) == value for key, value in result.items()):
+        there = has_todays_lengths(known.get(BY_LENGTH, []))
+        if there and all(known.get(key) == value for key, value in result.items()):
             return known
         sources, references = (self.text(lang) for lang in (self.recipe.source, self.recipe.target))
         result["scores"] = score(hypotheses, references, self.recipe.target, SCORES)
-        result["BLEU by words of the source"] = by_length(sources, hypotheses, references, self.recipe.target)
+        result[BY_LENGTH] = by_length(sources, hypotheses, references, self.recipe.target)
         write_json(run / "scores.json", result)
         bleu = result["scores"]["BLEU"]["score"]
         say(f"{arm['name']}, seed {seed}: nll {result['best valid nll (nats per piece)']:.3f}, BLEU {bleu:.2f}")
@@ -435,11 +437,12 @@ def spread(values: List[float], digits: int) -> str:
 
 
 def mean_by_length(results: List[dict]) -> List[dict]:
-    """BLEU by length, the mean of the seeds."""
+    """BLEU by length, the mean of the seeds that have such a length."""
     buckets = []
-    for same in zip(*(result["BLEU by words of the source"] for result in results)):
+    for first in results[-1][BY_LENGTH]:
+        same = [bucket for result in results for bucket in result[BY_LENGTH] if bucket["words"] == first["words"]]
         values = [bucket["BLEU"] for bucket in same if bucket["BLEU"] is not None]
-        buckets.append({**same[0], "BLEU": statistics.mean(values) if values else None})
+        buckets.append({**first, "BLEU": statistics.mean(values) if values else None})
     return buckets
 
 

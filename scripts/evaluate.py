@@ -26,7 +26,7 @@ from common import (
 )
 from generate import add_options, file_name, fingerprint, generate, parse
 from progress import draw_by_length
-from scores import RESAMPLES, by_length, compare, compound_split_bleu, score
+from scores import RESAMPLES, by_length, compare, compound_split_bleu, has_todays_lengths, score
 
 LENPEN, LENPENS = 0.6, [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]
 
@@ -144,6 +144,7 @@ class Evaluation:
         }
         before = read_json(self.report, {})
         there = all((self.out / name).exists() for name in ("table.md", "bleu-by-length.png"))
+        there = there and has_todays_lengths(before.get("BLEU by words of the source", []))
         if there and before.get("settings") == settings and before["decoding"]["sweep"] == sweep:
             say(f"{self.report} holds the scores already")
             return

@@ -131,17 +131,18 @@ def draw_by_length(models: List[Tuple[str, List[dict]]], path: Path) -> None:
     figure, axes = figure_for(path, 8)
     if not figure:
         return
-    there = [i for i, bucket in enumerate(models[0][1]) if bucket["sentences"]]
-    models = [(name, [buckets[i] for i in there]) for name, buckets in models]
+    there = [bucket["words"] for bucket in models[0][1] if bucket["sentences"]]
+    models = [(name, [bucket for bucket in buckets if bucket["words"] in there]) for name, buckets in models]
     width = 0.8 / len(models)
     for number, (name, buckets) in enumerate(models):
-        places = [place + (number - (len(models) - 1) / 2) * width for place in range(len(buckets))]
+        aside = (number - (len(models) - 1) / 2) * width
+        places = [there.index(bucket["words"]) + aside for bucket in buckets]
         bars = axes.bar(places, [bucket["BLEU"] or 0 for bucket in buckets], 0.92 * width, label=name)
         if len(models) < 3:  # of more, figures would run into each other
             texts = ["" if bucket["BLEU"] is None else f"{bucket['BLEU']:.1f}" for bucket in buckets]
             axes.bar_label(bars, texts, fontsize=8, padding=2)
-    labels = [f"{bucket['words']}\n{bucket['sentences']:,}" for bucket in buckets]
-    axes.set_xticks(range(len(buckets)), labels)
+    labels = [f"{bucket['words']}\n{bucket['sentences']:,}" for bucket in models[0][1]]
+    axes.set_xticks(range(len(there)), labels)
     axes.set(xlabel="words of the source, and how many sentences have so many", ylabel="BLEU (sacreBLEU)")
     axes.margins(y=0.12)
     axes.set_ylim(0, max(1, axes.get_ylim()[1]))

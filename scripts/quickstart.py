@@ -41,7 +41,8 @@ from scores import score
 
 # ---- everything to tune ----------------------------------------------------------------------------------------------
 
-# The same for every architecture: `--arch transformer` is the baseline of equal size.
+# The same for every architecture (but for the feed-forward of the plugin's own ones of this size, chosen for as many
+# parameters): `--arch transformer` is the baseline of equal size.
 DIMENSIONS = {
     "--encoder-embed-dim": 128,
     "--encoder-ffn-embed-dim": 512,
@@ -172,7 +173,7 @@ class Quickstart:
         settings = {f"--{key}": getattr(self.args, key) for key in ("arch", "updates", "minutes", "seed", "cpu")}
         settings["options after --"] = quote(self.args.extra)
         tables = {
-            "model": DIMENSIONS,
+            "model": self.dimensions(),
             "training": TRAINING,
             "run": RUN,
             "decoding": DECODING,
@@ -186,7 +187,6 @@ class Quickstart:
                 f"{self.out} was begun with other settings: {'; '.join(differences(begun, settings))}. "
                 f"Go on with the same ones, or begin anew with another --out or after removing {self.out}"
             )
-        self.model_class()
         claim(self.out, settings)
         for name in "plan.json", "train.log", "trial.log":
             remove(self.out / name)
@@ -377,13 +377,15 @@ class Quickstart:
         return ARCH_MODEL_REGISTRY[arch]
 
     def dimensions(self) -> dict:
-        """The dimensions that this architecture has options for, and not its own already."""
-        if self.args.arch.startswith("luna_transformer_tiny"):
-            return {"--share-all-embeddings": None}
+        """The dimensions that this architecture has options for, and does not know better."""
         parser = argparse.ArgumentParser(allow_abbrev=False)
         self.model_class().add_args(parser)
-        unknown = parser.parse_known_args(words(DIMENSIONS))[1]
-        return {flag: value for flag, value in DIMENSIONS.items() if flag not in unknown}
+        left_out = parser.parse_known_args(words(DIMENSIONS))[1]
+        from fairseq_luna.config import ARCHITECTURES
+
+        if ARCHITECTURES.get(self.args.arch, {}).get("encoder_embed_dim") == DIMENSIONS["--encoder-embed-dim"]:
+            left_out += ["--encoder-ffn-embed-dim", "--decoder-ffn-embed-dim"]
+        return {flag: value for flag, value in DIMENSIONS.items() if flag not in left_out}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 from common import Problem
 
@@ -85,6 +85,15 @@ def compound_split_bleu(hypotheses: List[str], references: List[str], resamples:
     }
 
 
+def has_todays_lengths(found: List[dict]) -> bool:
+    """Whether `by_length` of another version cut the lengths as it does now."""
+    return [bucket["words"] for bucket in found] == [_words(*bucket) for bucket in BUCKETS]
+
+
+def _words(first: int, last: Optional[int]) -> str:
+    return f"{first}-{last}" if last else f">{first - 1}"
+
+
 def by_length(sources: List[str], hypotheses: List[str], references: List[str], target: str) -> List[dict]:
     """BLEU by the number of words of the source; None where there is no sentence of such a length."""
     check(hypotheses, references)
@@ -98,7 +107,7 @@ def by_length(sources: List[str], hypotheses: List[str], references: List[str], 
         picked = [hypotheses[i] for i in inside], [[references[i] for i in inside]]
         found.append(
             {
-                "words": f"{first}-{last}" if last else f">{first - 1}",
+                "words": _words(first, last),
                 "sentences": len(inside),
                 "BLEU": round(bleu.corpus_score(*picked).score, 2) if inside else None,
             }

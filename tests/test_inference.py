@@ -59,7 +59,9 @@ def test_products_without_onednn(precision, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [{}, {"untie_luna_kv": True}], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"untie_luna_kv": True}, {"pack_values": "plain"}], ids=["tied", "untied", "plain"]
+)
 @pytest.mark.parametrize("precision", PRODUCTS)
 def test_a_prepared_model_says_the_same(precision, settings):
     model = sharpen(build(double=False, inference_precision=precision, **settings).double()).float()

@@ -277,6 +277,7 @@ BAD = {
     "no-layers": ({"decoder_layers": 0}, r"--decoder-layers must be at least 1, but is 0"),
     "activation": ({"activation_fn": "swash"}, r"--activation-fn 'swash' is unknown; choose from relu"),
     "attention": ({"cross_attention": "ful"}, r"--cross-attention 'ful' is unknown; choose from packed, full"),
+    "pack-values": ({"pack_values": "plane"}, r"--pack-values 'plane' is unknown; choose from projected, plain"),
     "causal-activation": (
         {"causal_activation": "softmax"},
         r"--causal-activation 'softmax' is unknown; choose from softplus, elu",

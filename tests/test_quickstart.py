@@ -78,7 +78,7 @@ def test_report(finished):
     assert report["BLEU"]["score"] >= 0 and "tok:13a" in report["BLEU"]["signature"]
     assert 0 < report["chrF"]["score"] < 100 and "nc:6" in report["chrF"]["signature"]
     assert 1 < report["best valid nll (nats per piece)"] < 9
-    assert "--share-all-embeddings" in report["commands"]["train"] and "--max-update 20" in report["commands"]["train"]
+    assert "--encoder-layers" in report["commands"]["train"] and "--max-update 20" in report["commands"]["train"]
     assert set(report["seconds"]) >= {"data", "training", "average", "translation", "score"}
     assert report["data"]["lines"]["test.de"] == 1500
     assert report["data"]["lines that do not survive pieces and back"] == 0
@@ -151,7 +151,7 @@ def test_other_arch_of_the_same_dimensions(finished, tmp_path):
     stop_when((tmp_path / "run" / "checkpoints" / "checkpoint_last.pt").exists, start(*other), signal.SIGTERM)
     ours, theirs = (json.loads((run / "commands.json").read_text())["train"] for run in (finished, tmp_path / "run"))
     assert f"--arch {ARCH} " in ours and "--arch transformer " in theirs
-    assert "--encoder-ffn-embed-dim 512" in theirs
+    assert "--encoder-ffn-embed-dim 512" in theirs and "ffn" not in ours  # its own
     ours, theirs = (command[command.index("--task") :].partition("--save-dir")[0] for command in (ours, theirs))
     assert ours == theirs
     out, err = translate(tmp_path / "run", "--beam", "1", text=SENTENCE.encode())

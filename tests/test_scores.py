@@ -10,7 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from common import Problem  # noqa: E402
-from scores import by_length, compare, compound_split, compound_split_bleu, score  # noqa: E402
+from compare import BY_LENGTH, mean_by_length  # noqa: E402
+from progress import draw_by_length  # noqa: E402
+from scores import by_length, compare, compound_split, compound_split_bleu, has_todays_lengths, score  # noqa: E402
 
 HYPOTHESES = ["Die rot-weiße Fahne weht im Wind.", "Das Haus war leer."]
 REFERENCES = ["Die rot-weiße Fahne weht im starken Wind.", "Das Haus ist leer."]
@@ -121,6 +123,18 @@ def test_by_length():
     assert names[:2] + names[5:] == ["1-10", "11-20", "51-60", "61-100", "101-200", "201-400", ">400"]
     assert [bucket["sentences"] for bucket in found] == [3, 1, 1, 0, 0, 1, 1, 1, 0, 1]
     assert [bucket["BLEU"] for bucket in found] == [100, 100, 0, None, None, 100, 100, 100, None, 100]
+
+
+def test_lengths_of_another_version_do_not_mix(tmp_path):
+    sources = ["x " * 5, "x " * 80, "x " * 500]
+    today = by_length(sources, REFERENCES[:1] * 3, REFERENCES[:1] * 3, "de")
+    before = [{"words": "1-10", "sentences": 1, "BLEU": 50.0}, {"words": ">60", "sentences": 2, "BLEU": 20.0}]
+    assert has_todays_lengths(today) and not has_todays_lengths(before) and not has_todays_lengths([])
+    mean = {bucket["words"]: bucket["BLEU"] for bucket in mean_by_length([{BY_LENGTH: before}, {BY_LENGTH: today}])}
+    assert (mean["1-10"], mean["11-20"], mean["61-100"], mean[">400"]) == (75, None, 100, 100) and ">60" not in mean
+    for models in [("new", today), ("old", before)], [("old", before), ("new", today)]:
+        draw_by_length(models, tmp_path / "lengths.png")
+        assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_compare():

@@ -58,6 +58,7 @@ VARIANTS.update(
 )
 TWO_DIMS = {**VARIANTS["two-dims"], **PRE_NORM}
 VARIANTS["two-dims-cross-full"] = {**TWO_DIMS, "cross_attention": "full", "pack_bias": "gaussian"}
+VARIANTS["two-dims-plain"] = {**TWO_DIMS, "pack_values": "plain", "decoder_projected_attention_heads": 8}
 VARIANTS["two-dims-decoder-softmax"] = {**TWO_DIMS, **UNTIED, "decoder_self_attention": "softmax"}
 
 ORDINARY = {"encoder_self_attention": "softmax", "decoder_self_attention": "softmax", "cross_attention": "full"}
