@@ -170,7 +170,7 @@ def test_arch_and_yaml_build_the_same_model(data, tmp_path):
     """fairseq-train --arch and fairseq-hydra-train with our YAML, settings changed in both."""
     run(
         fairseq(
-            *("train", data, "--save-dir", tmp_path / "arch", "--arch", "luna_transformer_tiny_full_cross"),
+            *("train", data, "--save-dir", tmp_path / "arch", "--arch", "luna_transformer_tiny_plain_packs"),
             *("--projection-length", 6, "--encoder-layers", 2, "--share-all-embeddings", *TRAINING),
             *("--max-update", 1, "--total-num-update", 2, "--disable-validation"),
         )

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
 REPO = Path(__file__).resolve().parent.parent
-ARCH = "luna_transformer_tiny_full_cross"
+ARCH = "luna_transformer_tiny_plain_packs"
 SENTENCE = "Click OK to save the file."
 
 
