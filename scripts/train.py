@@ -153,7 +153,9 @@ class Training:
         """Whether there is more to train; refuses to go on as another experiment, and says what else has changed."""
         dictionaries = sorted((self.data / "data-bin").glob("dict.*.txt"))
         settings = {**composed, **{f"data: {path.name}": sha256(path) for path in dictionaries}}
-        begun = read_json(self.out / "settings.json")
+        known = read_json(self.out / "settings.json")
+        # what the plugin had no setting for yet was as the setting's default is
+        begun = {**{key: value for key, value in defaults().items() if key in settings}, **known} if known else known
         if self.checkpoint and begun and begun != settings:
             changed = differences(begun, settings)
             fixed = [phrase for phrase in changed if EXPERIMENT.match(phrase)]
@@ -165,7 +167,7 @@ class Training:
             say("going on with other settings: " + "; ".join(changed))
         # fairseq, resumed where it was done, would make one update more
         done = self.updates and self.updates >= (composed.get("optimization.max_update") or math.inf)
-        if not done and begun != settings:
+        if not done and known != settings:
             claim(self.out, settings)
         link = self.out / "data"
         if link.is_symlink() and not (link.exists() and link.samefile(self.data)):
@@ -276,6 +278,14 @@ def compose(process: List[str]) -> Dict[str, Any]:
 
     found = dict(flat(OmegaConf.to_container(OmegaConf.create(done.stdout))))  # type: ignore[arg-type]
     return {key: value for key, value in found.items() if key not in (*PLACES, "checkpoint.reset_dataloader")}
+
+
+def defaults() -> Dict[str, Any]:
+    """The defaults of all settings of a Luna model, by dotted keys."""
+    from omegaconf import OmegaConf
+
+    model = OmegaConf.to_container(OmegaConf.load(str(REPO / "configs" / "model" / "luna_transformer.yaml")))
+    return {f"model.{key}": value for key, value in model.items() if key != "_name"}  # type: ignore[union-attr]
 
 
 def text(path: Path) -> str:

@@ -316,6 +316,22 @@ def test_a_training_that_is_done_is_left_alone(data, one_process, tmp_path):
     assert (tmp_path / "both" / "done" / "data" / "manifest.json").exists()
 
 
+def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path):
+    """As what the setting's default is, and as nothing else."""
+    shutil.copytree(one_process, tmp_path / "old", symlinks=True)
+    record = tmp_path / "old" / "settings.json"
+    settings = json.loads(record.read_text())
+    assert settings.pop("model.pack_values") == "projected"
+    record.write_text(json.dumps(settings))
+    words = "optimization.update_freq=[2]", *NO_DROPOUT
+    done = run(train(data, tmp_path / "old", *words, "model.pack_values=plain"), fails=True)
+    assert "model.pack_values was 'projected', now 'plain'" in done.stderr
+    said = run(train(data, tmp_path / "old", *words, "optimization.max_update=13")).stdout
+    assert "optimization.max_update was 12, now 13" in said and "pack_values" not in said
+    assert checkpoint(tmp_path / "old")["optimizer_history"][-1]["num_updates"] == 13
+    assert json.loads(record.read_text())["model.pack_values"] == "projected"
+
+
 def test_another_experiment_does_not_go_on_in_a_folder(data, one_process, tmp_path):
     """Whether it is done or not, and also where a YAML has changed; the record stays as it was."""
     before = (one_process / "settings.json").read_bytes()
