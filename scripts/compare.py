@@ -61,7 +61,12 @@ def parse_args() -> argparse.Namespace:
         prog="compare.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", metavar="STUDY", help="such as quickstart")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all arms: optimization.max_update=1000")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="for all arms, right after STUDY: optimization.max_update=1000",
+    )
     parser.add_argument(
         "--data",
         type=Path,

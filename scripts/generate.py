@@ -30,7 +30,8 @@ from common import (
 from progress import bar
 
 LENGTHS = ["--max-len-a", "1.5", "--max-len-b", "10"]  # of a hypothesis at most, in pieces: 1.5 n + 10
-
+# beside the model's positions fairseq asks for those of the task, whose default of 1,024 is of no model
+NO_LIMITS = ["--max-source-positions", "1000000", "--max-target-positions", "1000000"]
 
 SET_HERE = {
     *("--beam", "--lenpen", "--length-penalty", "--path", "--gen-subset", "--task", "--results-path", "--post-process"),
@@ -145,7 +146,7 @@ def search(data: Path, model: Path, subset: str, options: List[str], runner: Cal
     total = lines(data, subset)
     command = [sys.executable, "-m", "fairseq_cli.generate", str(data / "data-bin"), "--user-dir", str(USER_DIR)]
     command += ["--path", str(model), "--gen-subset", subset, "--task", "translation"]
-    command += ["--source-lang", recipe.source, "--target-lang", recipe.target, *options]
+    command += ["--source-lang", recipe.source, "--target-lang", recipe.target, *NO_LIMITS, *options]
     found: Dict[int, List[str]] = {}
     too_long: List[str] = []
     with bar(total, "sentence") as line:
@@ -168,8 +169,8 @@ def search(data: Path, model: Path, subset: str, options: List[str], runner: Cal
         if too_long:
             advice = (
                 f"some sentence is longer than the model's positions ({too_long[0]}). With sinusoidal positions the "
-                "options `-- --max-source-positions N --max-target-positions N --model-overrides "
-                "\"{'max_source_positions': N, 'max_target_positions': N}\"` make room for it"
+                "option `-- --model-overrides \"{'max_source_positions': N, 'max_target_positions': N}\"` makes room "
+                "for it"
             )
         raise Problem(f"{len(found):,} hypotheses came for the {total:,} references of {subset}: {advice}")
     return recipe.decode([found[i] for i in range(total)])

@@ -98,7 +98,7 @@ class Translator:
         self.recipe = recipes.load(args.model / "data")
 
         import torch
-        from fairseq import checkpoint_utils, utils
+        from fairseq import checkpoint_utils
 
         self.gpu = torch.cuda.is_available() and not args.cpu
         if self.gpu and args.precision in ("bf16", "int8"):
@@ -119,9 +119,7 @@ class Translator:
             model.prepare_for_inference_(cfg)
         self.generator = self.task.build_generator(self.models, cfg.generation)
         self.batch_size = args.batch_size
-        self.limits = utils.resolve_max_positions(
-            self.task.max_positions(), *[model.max_positions() for model in self.models]
-        )
+        self.limit = min(model.max_positions()[0] for model in self.models)
 
     @staticmethod
     def find(folder: Path) -> tuple:
@@ -153,10 +151,10 @@ class Translator:
     def encode(self, line: Line):
         words = " ".join(self.recipe.encode([line.text])[0])
         tokens = self.task.source_dictionary.encode_line(words, add_if_not_exist=False).long()
-        limit = self.limits[0]
-        if len(tokens) > limit:
-            warn(f"{line.name} has {len(tokens):,} pieces: only the first {limit:,} are translated, the model's limit")
-            tokens = tokens[:limit]
+        if len(tokens) > self.limit:
+            limit = f"{self.limit:,}"
+            warn(f"{line.name} has {len(tokens):,} pieces: only the first {limit} are translated, the model's limit")
+            tokens = tokens[: self.limit]
             tokens[-1] = self.task.source_dictionary.eos()
         return tokens
 

@@ -198,9 +198,32 @@ def test_as_many_hypotheses_as_references(copy):
 
 
 def test_sentence_beyond_the_positions(copy):
-    short = ["--", "--max-source-positions", "20"]
+    """The model's own limit holds, whatever the task's default is."""
+    with_positions = "{'max_source_positions': %d, 'max_target_positions': %d}"
+    short = ["--", "--model-overrides", with_positions % (20, 1024)]
     said = call("generate.py", copy, "--cpu", "--beam", "1", *short, code=1)
     assert "for the 20 references" in said and "max_positions=(20, 1024)" in said and "--model-overrides" in said
+
+    data = copy / "data"
+    longest = (data / "pieces" / "test.en").read_text(encoding="utf-8").splitlines()
+    longest[3] = " ".join([longest[3]] * 700)
+    folder = copy / "pieces"
+    folder.mkdir()
+    (folder / "test.en").write_text("\n".join(longest) + "\n", encoding="utf-8")
+    shutil.copy(data / "pieces" / "test.de", folder / "test.de")
+    dictionaries = ["--srcdict", data / "data-bin" / "dict.en.txt", "--tgtdict", data / "data-bin" / "dict.de.txt"]
+    words = ["--source-lang", "en", "--target-lang", "de", "--testpref", folder / "test", *dictionaries]
+    run_command([sys.executable, "-m", "fairseq_cli.preprocess", *words, "--destdir", data / "data-bin"])
+    long = ["--", "--model-overrides", with_positions % (9999, 9999), "--max-len-a", "0", "--max-len-b", "50"]
+    call("generate.py", copy, "--cpu", "--beam", "1", "--max-tokens", "9999", *long)
+    (found,) = (copy / "generated").glob("*.de")
+    assert len(list(read_lines(found))) == 20
+
+    text = folder / "text.en"
+    text.write_text(" ".join([ENGLISH[0]] * 1500) + "\nclick\n", encoding="utf-8")
+    translate = [sys.executable, str(REPO / "scripts" / "translate.py"), "--model", str(copy), "--cpu", "--beam", "1"]
+    done = run_command([*translate, str(text)])
+    assert "1,501 pieces: only the first 1,024 are translated" in done.stderr and done.stdout.count("\n") == 2
 
 
 def test_corrupt_checkpoint(copy):
