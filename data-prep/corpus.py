@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import tarfile
@@ -148,7 +149,16 @@ def add_options(parser: argparse.ArgumentParser, max_length: int, max_ratio: flo
 
 def settings_of(args: argparse.Namespace) -> Dict[str, Any]:
     names = "source", "target", "recipe", "vocab_size", "max_characters", "max_length", "max_ratio"
-    return {name: getattr(args, name) for name in names}
+    settings = {name: getattr(args, name) for name in names}
+    if vocabulary_of(args):
+        settings["vocabulary"] = sha256(vocabulary_of(args))
+    return settings
+
+
+def vocabulary_of(args: argparse.Namespace) -> Optional[Path]:
+    """The model of data prepared before, where its pieces are to be those of this text."""
+    folder = getattr(args, "vocabulary_of", None)
+    return folder / RECIPES[args.recipe].model if folder else None
 
 
 @contextmanager
@@ -218,6 +228,8 @@ class Corpus:
             )
             before = "tokens"
         learning = {**self.pick("recipe", "vocab_size"), **self.tools(self.recipe.tool)}
+        if "vocabulary" in self.settings:
+            learning = self.pick("vocabulary")
         self.step("vocabulary", before, learning, [self.recipe.model], self.learn)
         outputs = [f"pieces/{name}" for name in self.files()]
         cutting = {**self.pick("max_length", "max_ratio"), "model": sha256(self.out / self.recipe.model)}
@@ -367,7 +379,12 @@ class Corpus:
         return {"lines": sum(texts.values())}
 
     def learn(self) -> dict:
-        """Learn the vocabulary of both languages together from the training text."""
+        """Learn the vocabulary of both languages together from the training text, or take that which is given."""
+        given = vocabulary_of(self.args)
+        if given:
+            with whole(self.recipe.path) as beside:
+                shutil.copyfile(given, beside)
+            return {"lines": 0, "learnt from": "other data"}
         self.say(f"learning a joint vocabulary of {self.args.vocab_size:,} {self.recipe.kind}")
         texts = self.steps["text"]["result"]["texts"]
         paths = [self.tokenised / f"train.{lang}" for lang in self.languages]

@@ -6,7 +6,8 @@ only what changed is done again; a run that was killed goes on."""
 import argparse
 from pathlib import Path
 
-from corpus import SPLITS, Corpus, Text, add_options, positive, settings_of, stamp, taken  # isort: skip
+from corpus import SPLITS, Corpus, Text, absolute, add_options, positive, settings_of, stamp, taken  # isort: skip
+import recipes
 from common import Problem, entry, go_on_later, read_json, sha256, write_json
 
 
@@ -18,12 +19,19 @@ def parse_args() -> argparse.Namespace:
         )
     parser.add_argument("--source", required=True, metavar="LANG")
     parser.add_argument("--target", required=True, metavar="LANG")
-    parser.add_argument(
+    vocabulary = parser.add_mutually_exclusive_group()
+    vocabulary.add_argument(
         "--vocab-size",
         type=positive,
         default=8000,
         metavar="N",
         help="joint sentencepiece vocabulary, or merges of moses-bpe (default %(default)s)",
+    )
+    vocabulary.add_argument(
+        "--vocabulary-of",
+        type=absolute,
+        metavar="DIR",
+        help="the sentencepiece vocabulary of data prepared before: their models can be trained on with these",
     )
     add_options(parser, max_length=1000, max_ratio=9.0)
     return parser.parse_args()
@@ -34,6 +42,10 @@ def main() -> None:
     go_on_later()
     if args.source == args.target:
         raise Problem(f"--source and --target are both {args.source}")
+    if args.vocabulary_of:
+        given = recipes.load(args.vocabulary_of)
+        if args.recipe != "sentencepiece" or given.name != args.recipe:
+            raise Problem(f"--vocabulary-of is for data of sentencepiece, but here are {args.recipe} and {given.name}")
     languages = args.source, args.target
     paths = {f"{split}.{lang}": Path(f"{getattr(args, split)}.{lang}") for split in SPLITS for lang in languages}
     for path in paths.values():

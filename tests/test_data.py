@@ -281,6 +281,28 @@ def test_another_model_cuts_the_text_anew(corpus):
     assert "stale" not in read(corpus / "out" / "pieces" / "train.en")
 
 
+def test_vocabulary_of_other_data(corpus):
+    """The same pieces under the same numbers, whatever the text."""
+    prepare(corpus)
+    theirs, out = corpus / "out", corpus / "other"
+    for split in "train", "valid", "test":
+        for lang in "en", "de":
+            (corpus / f"new-{split}.{lang}").write_text("the dog sat 17 times\n", encoding="utf-8")
+    splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", corpus / f"new-{split}")]
+    command = ["prepare_corpus.py", *splits, "--source", "en", "--target", "de", "--workers", "1", "--out", out]
+    said = call(*command, "--vocabulary-of", theirs)
+    assert "learning" not in said and (out / "spm.model").read_bytes() == (theirs / "spm.model").read_bytes()
+    for lang in "en", "de":
+        name = f"data-bin/dict.{lang}.txt"
+        assert (out / name).read_bytes() == (theirs / name).read_bytes()
+    assert manifest_of(out)["vocabulary"] == manifest_of(theirs)["vocabulary"]
+    assert "holds this already" in call(*command, "--vocabulary-of", theirs)
+    assert "holds no prepared data" in call(*command, "--vocabulary-of", corpus, code=1)
+    of_words = call(*command, "--vocabulary-of", theirs, "--recipe", "moses-bpe", code=1)
+    assert "is for data of sentencepiece" in of_words and "moses-bpe" in of_words
+    assert "not allowed with" in call(*command, "--vocabulary-of", theirs, "--vocab-size", 300, code=2)
+
+
 def test_folder_of_others_or_in_use(corpus):
     (corpus / "out").mkdir()
     (corpus / "out" / "mine").touch()
