@@ -39,6 +39,7 @@ from common import (
 from generate import file_name, fingerprint, generate
 from progress import TrainingLog, draw_by_length, draw_curves
 from scores import by_length, compare, has_todays_lengths, score
+from train import text as hydra_text
 
 STUDIES = REPO / "configs" / "compare"
 SCORES = "BLEU", "chrF"
@@ -75,8 +76,14 @@ def parse_args() -> argparse.Namespace:
         help="what data-prep/ or quickstart.sh made (default %(default)s)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/compare-STUDY")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="DIR",
+        help="the --out of another study, with whose models of the same arms and seeds the trainings begin",
+    )
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="these alone, and the baseline")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: those of the study")
+    parser.add_argument("--seeds", nargs="+", type=seed, metavar="N", help="default: those of the study")
     parser.add_argument(
         "--at-once", type=count, metavar="N", help="trainings side by side (default: one per GPU, in turn on a CPU)"
     )
@@ -87,6 +94,12 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"{word} is no KEY=VALUE")
     args.out = args.out or Path("runs") / f"compare-{Path(args.study).stem}"
     return args
+
+
+def seed(word: str) -> int:
+    if "=" in word:
+        raise argparse.ArgumentTypeError(f"{word} is no seed: each KEY=VALUE stands right after STUDY")
+    return int(word)
 
 
 def say(message: str) -> None:
@@ -191,6 +204,8 @@ class Study:
     def run(self) -> None:
         settings = {key: self.study[key] for key in ("config", "overrides", "average", "decoding") if key in self.study}
         settings.update({"given": self.args.overrides, "data": fingerprint(self.args.data / "manifest.json")})
+        if self.args.start:
+            settings["start"] = str(self.args.start)
         begun = read_json(self.out / "settings.json")
         if begun and begun != settings:
             raise Problem(
@@ -255,6 +270,11 @@ class Study:
         overrides = {**shared, "model": arm["arch"], **own}
         words = [f"{key}={'null' if value is None else value}" for key, value in overrides.items()]
         words += [*self.args.overrides, f"common.seed={seed}"]
+        if self.args.start:
+            begin = self.args.start.resolve() / run.relative_to(self.out) / "model.pt"
+            if not begin.exists():
+                raise Problem(f"there is no {begin} to begin with: train this arm and seed there, or leave out --start")
+            words.append(f"checkpoint.finetune_from_model={hydra_text(begin)}")
         command = [sys.executable, str(REPO / "scripts" / "train.py"), str(self.study["config"]), *words]
         command += ["--data", str(self.args.data), "--out", str(run), "--processes", "1"]
         command += [] if self.gpus else ["--cpu"]

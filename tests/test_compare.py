@@ -104,6 +104,20 @@ def test_a_part_of_a_study_leaves_the_rest_in_the_report(finished, data):
     assert " 1: " in before[3] and ", 2: " in before[3] and "training" not in before[3]
 
 
+def test_trained_on_from_another_study(finished, data):
+    study, out = finished / "study.yaml", finished / "on from it's models"
+    words = "--start", finished / "out", "optimization.max_update=6"
+    run(compare(study, data, out, "--seeds", 1, *words))
+    for arm in json.loads((out / "report.json").read_text(encoding="utf-8"))["arms"]:
+        (here,) = arm["trainings"]
+        there = json.loads((finished / "out" / here["run"] / "scores.json").read_text(encoding="utf-8"))
+        assert here["valid nll by updates"]["6"] < there["valid nll by updates"]["6"] - 0.05
+    done = run(compare(study, data, out, "--seeds", 7, *words), fails=True)
+    assert "to begin with: train this arm and seed there, or leave out --start" in done.stderr + done.stdout
+    done = run(compare(study, data, out, "optimization.max_update=6", "--seeds", 1), fails=True)
+    assert "was begun with other settings: start was" in done.stderr
+
+
 def test_sigterm_ends_a_study_at_once(tmp_path, data):
     study, out = tmp_path / "study.yaml", tmp_path / "out"
     study.write_text(STUDY.replace("max_update: 12", "max_update: 100000"), encoding="utf-8")
@@ -158,6 +172,8 @@ def test_a_wrong_study_is_told(tmp_path, data, old, new, says):
 
 def test_wrong_words_are_told(tmp_path, data):
     assert "there is no study nothing: give the path" in run(compare("nothing", data, tmp_path), fails=True).stderr
+    said = run(compare("quickstart", data, tmp_path, "--seeds", 1, "model.dropout=0"), fails=True).stderr
+    assert "model.dropout=0 is no seed: each KEY=VALUE stands right after STUDY" in said
     study = tmp_path / "study.yaml"
     study.write_text(STUDY, encoding="utf-8")
     assert "holds no prepared data" in run(compare(study, tmp_path, tmp_path / "out"), fails=True).stderr
