@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -143,8 +144,10 @@ class Training:
             # torchrun ends the log by a page of its own
             raise Problem(f"{errors[0]}\n\n{problem}" if errors else str(problem)) from None
         finally:
-            log = TrainingLog.read(log_path)  # of several machines one alone has seen the figures
-            draw(log, self.out / "learning-curve.png", f"{self.out.name} ({self.config.stem})")
+            # of several machines one alone has seen the figures, and all draw into the same file
+            with alone(self.out, wait=True) if self.nodes > 1 else nullcontext():
+                log = TrainingLog.read(log_path)
+                draw(log, self.out / "learning-curve.png", f"{self.out.name} ({self.config.stem})")
         figures = ", ".join(f"{key} {value}" for key, value in log.figures().items())
         say(f"{log.updates:,} updates done: {figures}")
         say(f"now: {quote(['bash', 'scripts/evaluate.sh', str(self.args.out or self.out)])}")
