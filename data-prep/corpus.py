@@ -151,6 +151,7 @@ def settings_of(args: argparse.Namespace) -> Dict[str, Any]:
     names = "source", "target", "recipe", "vocab_size", "max_characters", "max_length", "max_ratio"
     settings = {name: getattr(args, name) for name in names}
     if vocabulary_of(args):
+        del settings["vocab_size"]  # the other data's
         settings["vocabulary"] = sha256(vocabulary_of(args))
     return settings
 
@@ -227,9 +228,10 @@ class Corpus:
                 "tokens", before, self.tools("sacremoses"), [f"tokens/{name}" for name in self.files()], self.tokenise
             )
             before = "tokens"
-        learning = {**self.pick("recipe", "vocab_size"), **self.tools(self.recipe.tool)}
         if "vocabulary" in self.settings:
             learning = self.pick("vocabulary")
+        else:
+            learning = {**self.pick("recipe", "vocab_size"), **self.tools(self.recipe.tool)}
         self.step("vocabulary", before, learning, [self.recipe.model], self.learn)
         outputs = [f"pieces/{name}" for name in self.files()]
         cutting = {**self.pick("max_length", "max_ratio"), "model": sha256(self.out / self.recipe.model)}

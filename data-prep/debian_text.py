@@ -10,6 +10,7 @@ The packages are downloaded by apt-get, where they are not given."""
 import argparse
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,10 +37,12 @@ def main() -> None:
             lang, splits = "de", split_sentences(sentences(find(roots, "trans/de-en")))
         else:
             lang, splits = args.lang, split_documents(pages(roots, args.lang), args.words)
-    claim(args.out, settings)
     for split, pairs in splits.items():
         if not pairs:
-            raise Problem(f"no text was found for {split}: are these the packages that --help names?")
+            long = " For validation and test texts must be longer than half of --words." * (args.kind == "documents")
+            raise Problem(f"no text was found for {split}: are these the packages that --help names?{long}")
+    claim(args.out, settings)
+    for split, pairs in splits.items():
         for side, name in enumerate(("en", lang)):
             write_text(args.out / f"{split}.{name}", "".join(f"{pair[side]}\n" for pair in pairs))
     counts = {split: len(pairs) for split, pairs in splits.items()}
@@ -96,6 +99,8 @@ def download(names: List[str], folder: Path) -> List[Path]:
 
 def unpacked(deb: Path, folder: Path) -> Path:
     root = folder / deb.stem
+    if not shutil.which("dpkg-deb"):
+        raise Problem("there is no dpkg-deb to unpack the packages with: install it (most systems have a package dpkg)")
     done = subprocess.run(["dpkg-deb", "-x", str(deb), str(root)], capture_output=True, encoding="utf-8")
     if done.returncode:
         raise Problem(f"{deb} is no package that dpkg-deb can unpack: {done.stderr.strip()}")

@@ -1,13 +1,16 @@
 """The model's settings, the named architectures, and the check of both."""
 
+import logging
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 
 from .functional import CAUSAL_ACTIVATIONS
 from .inference import PRODUCTS
+
+logger = logging.getLogger(__name__)
 
 SELF_ATTENTIONS = "luna", "softmax"
 CROSS_ATTENTIONS = "packed", "full"
@@ -283,7 +286,22 @@ def checked(cfg: Any) -> LunaTransformerConfig:
                 f"--decoder-embed-path {values['decoder_embed_path']} was given too."
             )
         result.share_decoder_input_output_embed = True
+    for name in without_effect(result):
+        logger.warning(f"{flag(name)} {values[name]} has no effect: nothing in this model reads it.")
     return result
+
+
+def without_effect(cfg: Any) -> List[str]:
+    """The settings other than the paper's that no attention of a model reads."""
+    packs = cfg.encoder_self_attention == "luna" or cfg.cross_attention == "packed"
+    read = {
+        "pack_bias": packs,
+        "pack_values": packs,
+        "encoder_unpack_bias": cfg.encoder_self_attention == "luna",
+        "causal_mean": cfg.decoder_self_attention == "luna",
+    }
+    fields = LunaTransformerConfig.__dataclass_fields__
+    return [name for name, is_read in read.items() if not is_read and getattr(cfg, name) != fields[name].default]
 
 
 def decoder_reads_packed(cfg: Any) -> bool:

@@ -157,7 +157,7 @@ class SourceMemoryLayer(nn.Module):
             self.pack = Pack(
                 dim, heads, tied, cfg.attention_dropout, cfg.pack_bias, cfg.pack_values, sharpness=sharpness
             )
-            # keys that are values too, of plain averages, were slower to learn (docs/quality.md)
+            # keys that are values too, of plain averages, were slower to learn (docs/quality-trials.md)
             self.key_value = KeyValue(*to_decoder, tied and not plain)
             # nobody reads the last P'
             self.residual = Residual(dim, cfg.dropout, pre_norm, entered_only=last)

@@ -270,6 +270,7 @@ def operator(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     import torch
 
     from fairseq_luna import functional
+    from fairseq_luna.attention import head_decays
 
     product = getattr(functional, f"{arm['form']}_causal_product")
     width = sizes["dim"] // sizes["heads"]
@@ -277,9 +278,10 @@ def operator(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     x, y = (torch.randn(*shape, width, device=device, requires_grad=True) for _ in range(2))
     z = torch.randn(*shape, sizes["slots"], device=device, requires_grad=True)
     ones = torch.randn(*shape, sizes["slots"], device=device)
+    decay = head_decays(sizes["heads"], device) if arm["decaying"] else None
 
     def step() -> None:
-        torch.autograd.grad(product(x, y, z)[0], (x, y, z), ones)
+        torch.autograd.grad(product(x, y, z, decay=decay)[0], (x, y, z), ones)
 
     return step
 

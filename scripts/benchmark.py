@@ -204,20 +204,20 @@ VARIANTS = {
     "softmaxdecoder": ["--decoder-self-attention", "softmax"],
 }
 PRECISIONS = {word: ["--inference-precision", word] for word in ("bf16", "int8")}
-MODELS = f"luna-L, with any of -{', -'.join(VARIANTS)} behind, transformer, mine:ARCH"
+MODELS = f"luna-L, with any of -{', -'.join(VARIANTS)} behind, transformer, mine:ARCH (with its own feed-forward)"
 ARMS = {
     "train": MODELS,
     "decode": f"{MODELS}, any luna also with -bf16 or -int8, ctranslate2-float32, ctranslate2-int8",
     "length": f"{MODELS}, softmax (with the n x n matrix), fused (torch's fused attention)",
-    "operator": "naive, chunk, recurrent",
+    "operator": "naive, chunk, recurrent, each also with -decaying",
 }
 
 
 def arm(name: str, args: argparse.Namespace) -> Dict[str, Any]:
     """What the process of an arm needs to know."""
     kind, _, rest = name.partition("-")
-    if args.command == "operator" and name in ("naive", "chunk", "recurrent"):
-        return {"name": name, "form": name}
+    if args.command == "operator" and kind in ("naive", "chunk", "recurrent") and rest in ("", "decaying"):
+        return {"name": name, "form": kind, "decaying": bool(rest)}
     if args.command == "decode" and kind == "ctranslate2" and rest in ("float32", "int8"):
         return {"name": name, "arch": "ctranslate2", "quantization": rest, "options": []}
     if name == "transformer" or (args.command == "length" and name in ("softmax", "fused")):

@@ -6,6 +6,7 @@ baseline), learning-curves.png and bleu-by-length.png the pictures, report.json 
 each training, and the same command goes on where it was."""
 
 import argparse
+import json
 import os
 import re
 import statistics
@@ -39,6 +40,7 @@ from common import (
 from generate import file_name, fingerprint, generate
 from progress import TrainingLog, draw_by_length, draw_curves
 from scores import by_length, compare, has_todays_lengths, score
+from train import Training
 from train import text as hydra_text
 
 STUDIES = REPO / "configs" / "compare"
@@ -109,13 +111,17 @@ def say(message: str) -> None:
 def read_study(name: str) -> Dict[str, Any]:
     """A study out of its YAML, complete and sound."""
     from omegaconf import OmegaConf
+    from yaml import YAMLError
 
     paths = Path(name), STUDIES / f"{name}.yaml"
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         known = ", ".join(sorted(path.stem for path in STUDIES.glob("*.yaml")))
         raise Problem(f"there is no study {name}: give the path of a YAML, or one of {known}")
-    study: Any = OmegaConf.to_container(OmegaConf.load(str(path)))
+    try:
+        study: Any = OmegaConf.to_container(OmegaConf.load(str(path)))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise Problem(f"{path} is no YAML: {error}") from None
     if not isinstance(study, dict) or not study.get("arms"):
         raise Problem(f"{path} names no arms: see {STUDIES / 'quickstart.yaml'} for the form")
     unknown = sorted(set(study) - KEYS)
@@ -125,6 +131,8 @@ def read_study(name: str) -> Dict[str, Any]:
         wrong = not isinstance(arm, dict) or not {"name", "arch"} <= set(arm) <= {"name", "arch", "overrides"}
         if wrong:
             raise Problem(f"{path}: an arm has a name, an arch and perhaps overrides, but here is {arm}")
+        if not isinstance(arm["name"], str) or not re.search(r"\w", arm["name"]):
+            raise Problem(f"{path}: the name of an arm must be text with a letter or a digit, but is {arm['name']!r}")
         if not (REPO / "configs" / "model" / f"{arm['arch']}.yaml").exists():
             known = ", ".join(sorted(path.stem for path in (REPO / "configs" / "model").glob("*.yaml")))
             raise Problem(f"{path}: arch {arm['arch']} of {arm['name']} is not in configs/model/; possible are {known}")
@@ -132,6 +140,7 @@ def read_study(name: str) -> Dict[str, Any]:
     if len({folder(name) for name in names}) < len(names):
         raise Problem(f"{path}: two arms share a name: {', '.join(names)}")
     study.setdefault("config", "quickstart")
+    Training.find_config(str(study["config"]))
     study.setdefault("baseline", names[0])
     study.setdefault("seeds", [1])
     study.setdefault("average", 3)
@@ -145,8 +154,13 @@ def read_study(name: str) -> Dict[str, Any]:
     if wrong:
         raise Problem(f"{path}: decoding has {', '.join(sorted(wrong))}; possible are {', '.join(sorted(DECODING))}")
     study["decoding"] = {**DECODING, **study.get("decoding", {})}
-    if not study["seeds"] or not isinstance(study["average"], int) or study["average"] < 1:
-        raise Problem(f"{path}: there must be a seed, and at least 1 checkpoint to average")
+    for key, value in {"average": study["average"], **study["decoding"]}.items():
+        kind: Any = (int, float) if key == "lenpen" else int
+        if isinstance(value, bool) or not isinstance(value, kind) or (key != "lenpen" and value < 1):
+            needed = "a number" if key == "lenpen" else "a whole number above 0"
+            raise Problem(f"{path}: {key} must be {needed}, but is {value!r}")
+    if not study["seeds"]:
+        raise Problem(f"{path}: there must be a seed")
     if study["baseline"] not in names:
         raise Problem(f"{path}: the baseline {study['baseline']} is none of the arms: {', '.join(names)}")
     return study
@@ -154,7 +168,16 @@ def read_study(name: str) -> Dict[str, Any]:
 
 def folder(name: str) -> str:
     """The name of an arm as that of a folder."""
-    return re.sub(r"[^\w.=+-]+", "-", name).strip("-")
+    return re.sub(r"[^\w.=+-]+", "-", name).strip("-.")
+
+
+def hydra_value(value: Any) -> str:
+    """A value of a study as hydra reads it back."""
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(hydra_value, value)) + "]"
+    if isinstance(value, str):
+        return value if value.startswith("${") else hydra_text(value)
+    return json.dumps(value)
 
 
 class Study:
@@ -170,16 +193,24 @@ class Study:
             raise Problem(f"{', '.join(sorted(unknown))} is none of the arms: {known}")
         wanted = [*(args.arms or []), self.baseline] if args.arms else None
         self.arms = [arm for arm in study["arms"] if not wanted or arm["name"] in wanted]
+        for word in args.overrides:
+            own = [arm["name"] for arm in self.arms if word.partition("=")[0] in ("model", *arm.get("overrides", {}))]
+            if own:
+                raise Problem(f"{word} would make other models of {', '.join(own)}: change the study, with other names")
         if not (args.data / "manifest.json").exists():
             raise Problem(
                 f"{args.data} holds no prepared data: give --data the folder that data-prep/prepare-corpus.sh made, "
                 "or run `bash scripts/quickstart.sh` first"
             )
         self.recipe = recipes.load(args.data)
+        # what may change while the trainings stay: the report is then of what was translated so
+        self.decoding = {"average": study["average"], **study["decoding"]}
         self.gpus = self.find_gpus()
         self.at_once = args.at_once or max(1, len(self.gpus))
         self.live: Set[subprocess.Popen] = set()
         self.done = {arm["name"]: self.earlier(arm) for arm in study["arms"]}
+        command = quote(["bash", "scripts/compare.sh", *sys.argv[1:]])
+        self.commands = list(dict.fromkeys([*read_json(self.out / "report.json", {}).get("commands", []), command]))
 
     def find_gpus(self) -> List[str]:
         """The names of the GPUs that we may use."""
@@ -193,26 +224,29 @@ class Study:
         """What is known of an arm from calls before this."""
         place = self.out / folder(arm["name"])
         begun = read_json(place / "arm.json", arm)
-        if begun != arm:
+        if begun != arm and has_trained(place):
             raise Problem(
                 f"{place} was trained as another arm: {'; '.join(differences(begun, arm))}. "
                 "Give the changed arm another name, or choose another --out"
             )
         found = [read_json(path) for path in place.glob("seed*/scores.json")]
-        return sorted(found, key=lambda result: result["seed"])
+        alike = [result for result in found if result.get("decoding") == self.decoding]
+        return sorted(alike, key=lambda result: result["seed"])
 
     def run(self) -> None:
-        settings = {key: self.study[key] for key in ("config", "overrides", "average", "decoding") if key in self.study}
+        config = Training.find_config(str(self.study["config"]))
+        settings = {"config": config.stem, "config sha256": fingerprint(config)}
+        settings["overrides"] = self.study.get("overrides", {})
         settings.update({"given": self.args.overrides, "data": fingerprint(self.args.data / "manifest.json")})
         if self.args.start:
             settings["start"] = str(self.args.start)
         begun = read_json(self.out / "settings.json")
-        if begun and begun != settings:
+        if begun and begun != settings and has_trained(self.out):
             raise Problem(
                 f"{self.out} was begun with other settings: {'; '.join(differences(begun, settings))}. "
                 "Go on with the same ones, or begin anew with another --out"
             )
-        if not begun:
+        if begun != settings:
             claim(self.out, settings)
 
         # seed by seed, so that a study cut short has compared all arms
@@ -240,7 +274,8 @@ class Study:
             print(f"\ncompare: {stop}", file=sys.stderr, flush=True)
             os._exit(130)  # without waiting for the threads, whose commands end with this process
         if failed:
-            raise Problem(f"{failed} of {len(trainings)} failed, for the reasons above; the report has the rest")
+            rest = "; the report has the rest" if (self.out / "report.md").exists() else ""
+            raise Problem(f"{failed} of {len(trainings)} failed, for the reasons above{rest}")
         print("\n" + (self.out / "report.md").read_text(encoding="utf-8"))
         say(f"everything is in {self.out}, the figures in report.json")
 
@@ -268,13 +303,13 @@ class Study:
         run = self.place(arm, seed)
         shared, own = self.study.get("overrides", {}), arm.get("overrides", {})
         overrides = {**shared, "model": arm["arch"], **own}
-        words = [f"{key}={'null' if value is None else value}" for key, value in overrides.items()]
+        words = [f"{key}={hydra_value(value)}" for key, value in overrides.items()]
         words += [*self.args.overrides, f"common.seed={seed}"]
+        now = {"at once": self.at_once, "machine": machine(self.args.cpu), "versions": versions()}
         if self.args.start:
-            begin = self.args.start.resolve() / run.relative_to(self.out) / "model.pt"
-            if not begin.exists():
-                raise Problem(f"there is no {begin} to begin with: train this arm and seed there, or leave out --start")
+            begin = self.beginning(arm, seed)
             words.append(f"checkpoint.finetune_from_model={hydra_text(begin)}")
+            now["begun with (sha256)"] = fingerprint(begin)
         command = [sys.executable, str(REPO / "scripts" / "train.py"), str(self.study["config"]), *words]
         command += ["--data", str(self.args.data), "--out", str(run), "--processes", "1"]
         command += [] if self.gpus else ["--cpu"]
@@ -282,7 +317,6 @@ class Study:
         write_json(run.parent / "arm.json", arm)
         path = conditions_of(run)
         conditions = read_json(path, [])
-        now = {"at once": self.at_once, "machine": machine(self.args.cpu), "versions": versions()}
         if not self.gpus:
             now["machine"]["torch threads"] = int(self.environment(place)["OMP_NUM_THREADS"])
         if now not in conditions and not (run / "model.json").exists():  # else it is trained
@@ -302,13 +336,33 @@ class Study:
         shown, _ = process.communicate()
         self.live.discard(process)
         if process.returncode:
+            if not has_trained(run.parent, run.name):
+                write_json(path, conditions)
             reason = f":\n\n{shown.strip()}" if shown else ", for the reason above"
             raise Problem(f"the training failed{reason}\n\nThe command was:\n\n  {quote(command)}")
 
+    def beginning(self, arm: dict, seed: int) -> Path:
+        """The model of another study to begin with; it must be of the same arm and have the same dictionaries."""
+        there = self.args.start.resolve() / folder(arm["name"])
+        model = there / f"seed{seed}" / "model.pt"
+        if not model.exists():
+            raise Problem(f"there is no {model} to begin with: train this arm and seed there, or leave out --start")
+        other = read_json(there / "arm.json", arm)
+        if other != arm:
+            raise Problem(f"{there} is of another arm: {'; '.join(differences(other, arm))}. Nothing can begin with it")
+        known = read_json(model.with_name("settings.json"), {})
+        for path in sorted((self.args.data / "data-bin").glob("dict.*.txt")):
+            if known.get(f"data: {path.name}") != fingerprint(path):
+                raise Problem(
+                    f"{model} has another {path.name} than {self.args.data}: prepare the data with --vocabulary-of and "
+                    "the folder of its data"
+                )
+        return model
+
     def score(self, arm: dict, seed: int, place: int) -> dict:
         """Average, translate and score; what is there already is kept."""
-        run, decoding = self.place(arm, seed), self.study["decoding"]
-        average_last(run, self.study["average"])
+        run, decoding = self.place(arm, seed), self.decoding
+        average_last(run, decoding["average"])
         options = argparse.Namespace(
             run=run,
             data=self.args.data,
@@ -328,6 +382,8 @@ class Study:
             "run": str(run.relative_to(self.out)),
             "file": file.name,
             "sha256 of the hypotheses": fingerprint(file),
+            "decoding": self.decoding,
+            "checkpoints averaged": len(read_json(run / "model.json")["inputs"]),
             "parameters": log.parameters,
             "updates": log.updates,
             "conditions": read_json(conditions_of(run), []),
@@ -394,7 +450,7 @@ class Study:
                 "baseline": self.baseline,
                 "settings": read_json(self.out / "settings.json"),
                 "data": {key: manifest.get(key) for key in ("corpus", "settings", "lines", "vocabulary")},
-                "command": quote(["bash", "scripts/compare.sh", *sys.argv[1:]]),
+                "commands": self.commands,
             },
         )
 
@@ -409,7 +465,6 @@ class Study:
     def table(self, arms: List[dict]) -> str:
         heads = "arm", "parameters", "updates", "words/s", "peak memory", "best valid nll", *SCORES, "BLEU of seeds"
         lines = [[*heads, f"against {self.baseline} (p)"]]
-        lines.append(["---"] * len(lines[0]))
         signatures: Dict[str, str] = {}
         for arm in arms:
             results = self.done[arm["name"]]
@@ -430,8 +485,7 @@ class Study:
                     found,
                 ]
             )
-        text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        decoding = self.study["decoding"]
+        averaged = sorted({result["checkpoints averaged"] for arm in arms for result in self.done[arm["name"]]})
         known = [
             condition for arm in arms for result in self.done[arm["name"]] for condition in result.get("conditions", [])
         ]
@@ -439,16 +493,25 @@ class Study:
         machines = sorted({condition["machine"]["gpu"] or condition["machine"]["cpu"] for condition in known})
         notes = [
             "Where there are several seeds, the mean ± the standard deviation. "
-            f"{self.study['average']} checkpoints averaged, beam {decoding['beam']}, length penalty "
-            f"{decoding['lenpen']:g}; {len(self.text(self.recipe.target)):,} test sentences. nll in nats per piece. "
-            "Paired bootstrap test of BLEU, seed by seed: the difference, and how likely one as large is by the choice "
-            "of sentences alone. "
-            f"Speed and memory of training with {' or '.join(map(str, together))} at once on {' or '.join(machines)}; "
-            "memory of sessions that were not killed.",
+            f"{' or '.join(map(str, averaged))} checkpoint(s) averaged, beam {self.decoding['beam']}, length penalty "
+            f"{self.decoding['lenpen']:g}; {len(self.text(self.recipe.target)):,} test sentences. nll in nats per "
+            "piece. Paired bootstrap test of BLEU, seed by seed: the difference, and how likely one as large is by the "
+            "choice of sentences alone. "
+            f"Speed and memory of training with {' or '.join(map(str, together))} at once on "
+            f"{' or '.join(machines)}; memory of sessions that were not killed.",
             *(f"{name}: `{signature}`" for name, signature in signatures.items()),
-            f"`{quote(['bash', 'scripts/compare.sh', *sys.argv[1:]])}`",
+            *(f"`{command}`" for command in self.commands),
+            "BLEU by words of the source:",
+            table_of(lengths(arms, self.done)),
+            "![Validation loss by updates](learning-curves.png)",
+            "![BLEU by words of the source](bleu-by-length.png)",
         ]
-        return "\n\n".join([text, *notes]) + "\n"
+        return "\n\n".join([table_of(lines), *notes]) + "\n"
+
+
+def has_trained(folder: Path, run: str = "**") -> bool:
+    """Whether a training under a folder has come as far as a checkpoint."""
+    return any(folder.glob(f"{run}/checkpoints/*.pt"))
 
 
 def conditions_of(run: Path) -> Path:
@@ -459,6 +522,23 @@ def conditions_of(run: Path) -> Path:
 def spread(values: List[float], digits: int) -> str:
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def table_of(rows: List[List[str]]) -> str:
+    """Rows of cells in Markdown, the first of them the heads."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
+
+
+def lengths(arms: List[dict], done: Dict[str, List[dict]]) -> List[List[str]]:
+    """BLEU of each arm by the length of the source, as rows of cells."""
+    means = {arm["name"]: mean_by_length(done[arm["name"]]) for arm in arms}
+    first = next(iter(means.values()))
+    there = [bucket["words"] for bucket in first if bucket["sentences"]]
+    rows = [["arm", *(f"{bucket['words']} ({bucket['sentences']:,})" for bucket in first if bucket["sentences"])]]
+    for name, buckets in means.items():
+        values = [bucket["BLEU"] for bucket in buckets if bucket["words"] in there]
+        rows.append([name, *("" if value is None else f"{value:.1f}" for value in values)])
+    return rows
 
 
 def mean_by_length(results: List[dict]) -> List[dict]:

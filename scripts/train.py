@@ -185,7 +185,10 @@ class Training:
 
     def process(self) -> List[str]:
         """The words that make one process of the training."""
-        overrides = [f"{key}={value}" for key, value in {**self.defaults(), **self.given}.items()]
+        words = {**self.defaults(), **self.given}
+        if self.checkpoint:  # which fairseq would refuse to go on from, or leave alone, beside a model to begin with
+            words["checkpoint.finetune_from_model"] = "null"
+        overrides = [f"{key}={value}" for key, value in words.items()]
         process = [str(REPO / "scripts" / "train_process.py"), "--config-dir", str(self.config.parent)]
         return [*process, "--config-name", self.config.stem, *overrides]
 
@@ -260,6 +263,7 @@ EXPERIMENT = re.compile(
     r"(data: |(model|task|criterion|optimizer|lr_scheduler)\.|optimization\.(lr|clip_norm|sentence_avg) |common\.seed )"
 )
 PLACES = "common.user_dir", "common.tensorboard_logdir", "task.data", "checkpoint.save_dir", "checkpoint.restore_file"
+ONCE = "checkpoint.reset_dataloader", "checkpoint.finetune_from_model"  # what a training taken up has otherwise
 
 
 def compose(process: List[str]) -> Dict[str, Any]:
@@ -280,7 +284,7 @@ def compose(process: List[str]) -> Dict[str, Any]:
                 yield f"{prefix}{key}", value
 
     found = dict(flat(OmegaConf.to_container(OmegaConf.create(done.stdout))))  # type: ignore[arg-type]
-    return {key: value for key, value in found.items() if key not in (*PLACES, "checkpoint.reset_dataloader")}
+    return {key: value for key, value in found.items() if key not in (*PLACES, *ONCE)}
 
 
 def defaults() -> Dict[str, Any]:

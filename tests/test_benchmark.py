@@ -19,7 +19,7 @@ def benchmark(*args, **options):
         ("train", ["transformer", "luna-4-untied-gaussian", "mine:luna_transformer"], ["40:80"]),
         ("decode", ["transformer", "luna-5-fullcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
         ("length", ["softmax", "fused", "luna-5", "mine:transformer"], ["64:64"]),
-        ("operator", ["naive", "chunk"], ["8:100", "100:100"]),
+        ("operator", ["naive", "chunk-decaying", "recurrent-decaying"], ["8:100", "100:100"]),
     ],
 )
 def test_every_command(command, arms, points, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ average: 2
 decoding: {beam: 2}
 seeds: [1, 2]
 arms:
-  - {name: Transformer, arch: transformer_tiny}
+  - {name: Transformer, arch: transformer_quickstart}
   - {name: "Luna, a/b", arch: luna_transformer_tiny, overrides: {model.pack_bias: gaussian, model.projection_length: 4}}
 """
 
@@ -58,7 +59,7 @@ def finished(data, tmp_path_factory) -> Path:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert (out / "report.md").read_text(encoding="utf-8").count("\n| Transformer |") == 1  # what was done is reported
+    assert "\n| Transformer |" in (out / "report.md").read_text(encoding="utf-8")  # what was done is reported
     run(compare(study, data, out))
     return folder
 
@@ -83,7 +84,11 @@ def test_report_of_a_study(finished, data):
     best = sum(training["best valid nll (nats per piece)"] for training in luna) / 2
     assert f"| {best:.3f} ± " in table and transformer[0]["scores"]["BLEU"]["signature"] in table
     for name in "learning-curves.png", "bleu-by-length.png":
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
+        assert (out / name).read_bytes().startswith(b"\x89PNG") and f"]({name})" in table
+    buckets = [bucket for bucket in luna[0]["BLEU by words of the source"] if bucket["sentences"]]
+    assert f"| arm | {buckets[0]['words']} ({buckets[0]['sentences']}) |" in table
+    assert "deviation. 2 checkpoint(s) averaged, beam 2, length penalty 1;" in table
+    assert all(training["checkpoints averaged"] == 2 for training in (*transformer, *luna))
     assert not list(out.rglob("*.part"))
 
 
@@ -118,6 +123,40 @@ def test_trained_on_from_another_study(finished, data):
     assert "was begun with other settings: start was" in done.stderr
 
 
+def test_what_training_cannot_begin_with(finished, data, tmp_path):
+    study = tmp_path / "study.yaml"
+    study.write_text(STUDY.replace("projection_length: 4", "projection_length: 5"), encoding="utf-8")
+    words = "--start", finished / "out", "--seeds", 1
+    done = run(compare(study, data, tmp_path / "out", *words), fails=True)
+    assert "is of another arm: overrides was" in done.stdout
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    for path in (other / "data-bin").glob("dict.*.txt"):
+        path.write_text("".join(reversed(path.read_text(encoding="utf-8").splitlines(True))), encoding="utf-8")
+    done = run(compare(finished / "study.yaml", other, tmp_path / "none yet", *words), fails=True)
+    assert "prepare the data with --vocabulary-of" in done.stdout and "2 of 2 failed" in done.stderr
+    assert "the report has the rest" not in done.stderr
+
+
+def test_a_study_mended_goes_on_in_the_same_folder(tmp_path, data):
+    """What failed before anything was trained binds to nothing."""
+    study, out = tmp_path / "study.yaml", tmp_path / "out"
+    text = STUDY.replace("optimization.max_update: 12", "optimization.max_update: 6")
+    study.write_text(text.replace("projection_length: 4", "projection_length: 0"), encoding="utf-8")
+    words = "--seeds", 1, "--arms", "Luna, a/b"
+    run(compare(study, data, out, "optimization.max_update=x", *words), fails=True)
+    assert json.loads((out / "Luna-a-b" / "seed1.conditions.json").read_text(encoding="utf-8")) == []
+    study.write_text(text, encoding="utf-8")
+    run(compare(study, data, out, *words))
+    # another beam and average leave the trainings alone, and say so in the report
+    study.write_text(text.replace("beam: 2", "beam: 3").replace("average: 2", "average: 9"), encoding="utf-8")
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint*.pt")}
+    run(compare(study, data, out, *words))
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert "deviation. 1 checkpoint(s) averaged, beam 3," in report
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
 def test_sigterm_ends_a_study_at_once(tmp_path, data):
     study, out = tmp_path / "study.yaml", tmp_path / "out"
     study.write_text(STUDY.replace("max_update: 12", "max_update: 100000"), encoding="utf-8")
@@ -146,7 +185,7 @@ def test_another_study_is_not_mixed_in(finished, data):
 @pytest.mark.parametrize(
     "old, new, says",
     [
-        ("transformer_tiny}", "transformer_tyni}", "arch transformer_tyni of Transformer is not in configs/model/"),
+        ("transformer_quickstart}", "transformer_quikstart}", "arch transformer_quikstart of Transformer is not in"),
         ("average: 2", "averages: 2", "has averages, which no study has"),
         ("name: Transformer,", "name: 'Luna,a b',", "two arms share a name"),
         ("average: 2", "baseline: nobody", "the baseline nobody is none of the arms: Transformer, Luna, a/b"),
@@ -155,6 +194,13 @@ def test_another_study_is_not_mixed_in(finished, data):
         ("seeds: [1, 2]", "seeds: 3", "seeds must be a list of numbers, such as [1, 2, 3], but is 3"),
         ("{model.pack_bias: gaussian,", "[model.pack_bias, ", "overrides must be a table, such as {key: value}"),
         ("{beam: 2}", "{beams: 2}", "decoding has beams; possible are beam, lenpen, max_tokens"),
+        ("{beam: 2}", "{beam: five}", "beam must be a whole number above 0, but is 'five'"),
+        ("{beam: 2}", "{lenpen: '1'}", "lenpen must be a number, but is '1'"),
+        ("average: 2", "average: 0", "average must be a whole number above 0, but is 0"),
+        ("config: quickstart", "config: quikstart", "there is no configuration quikstart"),
+        ("config: quickstart", "config: [quickstart", "is no YAML"),
+        ("name: Transformer,", "name: 16,", "the name of an arm must be text with a letter or a digit, but is 16"),
+        ("name: Transformer,", "name: '..',", "the name of an arm must be text with a letter or a digit, but is '..'"),
     ],
 )
 def test_a_wrong_study_is_told(tmp_path, data, old, new, says):
@@ -177,6 +223,9 @@ def test_wrong_words_are_told(tmp_path, data):
     study = tmp_path / "study.yaml"
     study.write_text(STUDY, encoding="utf-8")
     assert "holds no prepared data" in run(compare(study, tmp_path, tmp_path / "out"), fails=True).stderr
+    for word in "model.projection_length=8", "model=luna_transformer":
+        done = run(compare(study, data, tmp_path / "out", word), fails=True)
+        assert f"{word} would make other models of" in done.stderr and "Luna, a/b" in done.stderr
     done = run(compare(study, data, tmp_path / "out", "--arms", "Luna"), fails=True)
     assert "Luna is none of the arms: Transformer, Luna, a/b" in done.stderr
 
@@ -217,9 +266,10 @@ def test_help():
         assert f"usage: {script}" in shown and os.linesep in shown
 
 
-def test_another_baseline_is_tested_anew(finished, data):
+def test_another_baseline_is_tested_anew(finished, data, tmp_path):
     """The new one's row has no test of it against the former one."""
-    study, out = finished / "turned.yaml", finished / "out"
+    study, out = tmp_path / "turned.yaml", tmp_path / "out"
+    shutil.copytree(finished / "out", out, symlinks=True)
     study.write_text(STUDY + 'baseline: "Luna, a/b"\n', encoding="utf-8")
     run(compare(study, data, out))
     rows = [line.split(" | ") for line in (out / "report.md").read_text(encoding="utf-8").splitlines()[:4]]

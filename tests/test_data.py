@@ -296,6 +296,7 @@ def test_vocabulary_of_other_data(corpus):
         name = f"data-bin/dict.{lang}.txt"
         assert (out / name).read_bytes() == (theirs / name).read_bytes()
     assert manifest_of(out)["vocabulary"] == manifest_of(theirs)["vocabulary"]
+    assert "vocab_size" in manifest_of(theirs)["settings"] and "vocab_size" not in manifest_of(out)["settings"]
     assert "holds this already" in call(*command, "--vocabulary-of", theirs)
     assert "holds no prepared data" in call(*command, "--vocabulary-of", corpus, code=1)
     of_words = call(*command, "--vocabulary-of", theirs, "--recipe", "moses-bpe", code=1)

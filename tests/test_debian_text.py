@@ -121,4 +121,6 @@ def test_wrong_packages_are_told(tmp_path, help_packages):
     done = text("documents", "--out", tmp_path / "out", "--debs", broken, fails=True)
     assert "broken.deb is no package that dpkg-deb can unpack" in done.stderr and "Traceback" not in done.stderr
     assert "--lang is fr" in text("sentences", "--lang", "fr", "--out", "x", fails=True).stderr
+    long = text("documents", "--words", 5000, "--out", tmp_path / "long", "--debs", *help_packages, fails=True).stderr
+    assert "must be longer than half of --words" in long and not (tmp_path / "long").exists()
     assert "--words must be at least 1, but is 0" in text("documents", "--words", 0, "--out", "x", fails=True).stderr

@@ -10,6 +10,7 @@ from fairseq.modules import FairseqDropout
 from omegaconf import OmegaConf
 from tiny import DIMS, EOS, ORDINARY, PAD, VARIANTS, build, dictionary, sentences, sharpen, targets, task
 
+from fairseq_luna.attention import GaussianBias, head_decays
 from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig, checked
 from fairseq_luna.functional import slot_distances
 from fairseq_luna.model import LunaTransformerModel
@@ -188,26 +189,55 @@ def test_three_ordinary_attentions_are_fairseqs_transformer(pre_norm):
     torch.testing.assert_close(logits(ours, source, prev)[real], want[real], rtol=0, atol=3e-6)
 
 
-def test_a_gaussian_bias_is_the_equation():
-    """-gamma_h ((j + 1/2 - c_i) / w)^2 on the pack's logits, j counted without padding."""
-    model = build(pack_bias="gaussian")
-    pack = model.encoder.layers[0].self_attn.pack
+@pytest.mark.parametrize("fixed", [False, True], ids=["", "fixed"])
+@pytest.mark.parametrize("part", ["pack", "unpack"])
+def test_a_gaussian_bias_is_the_equation(part, fixed):
+    """-gamma_h ((j + 1/2 - c_i) / w)^2 on the logits of slot i and position j, counted without padding."""
+    model = build(pack_bias="gaussian", encoder_unpack_bias="gaussian", fix_projection_length=fixed)
+    module = getattr(model.encoder.layers[0].self_attn, part)
     with torch.no_grad():
-        pack.query.weight.zero_()  # of all logits the bias alone is left
-        pack.bias.sharpness.copy_(torch.tensor([0.5, 1.0, 2.0, 0.0]))
+        module.query.weight.zero_()  # of all logits the bias alone is left
+        module.bias.sharpness.copy_(torch.tensor([0.5, 1.0, 2.0, 0.0]))
     seen = []
-    pack.register_forward_hook(lambda module, inputs, out: seen.append(out[1]))
+    module.register_forward_hook(lambda module, inputs, out: seen.append(out[1]))
     lengths, most, width = [11, 4, 1], 6, 11
     model.encoder(sentences(lengths))
     for weights, n in zip(seen[0], lengths):
-        used = min(most, n)
+        used = most if fixed else min(most, n)
         w = n / used
-        for i in range(used):
-            c = (i + 0.5) * w
-            bias = torch.tensor([-(((j + 0.5 - c) / w) ** 2) for j in range(n)], dtype=torch.float64)
-            want = torch.softmax(pack.bias.sharpness.view(-1, 1) * bias, dim=-1)
-            torch.testing.assert_close(weights[:, i, width - n :], want, rtol=0, atol=1e-6)
-            assert not weights[:, i, : width - n].any()
+        centres = [(i + 0.5) * w for i in range(used)]
+        bias = torch.tensor([[-(((j + 0.5 - c) / w) ** 2) for j in range(n)] for c in centres], dtype=torch.float64)
+        logits = (module.bias.sharpness.view(-1, 1, 1) * bias).clamp(min=-30)
+        weights = weights if part == "pack" else weights.transpose(-1, -2)
+        want = torch.softmax(logits, dim=-1 if part == "pack" else -2)
+        torch.testing.assert_close(weights[:, :used, width - n :].double(), want, rtol=0, atol=1e-6)
+        if part == "pack":
+            assert not weights[:, :used, : width - n].any()
+
+
+def test_what_new_parts_begin_with():
+    """A checkpoint rests on the decays, which it does not hold, and a training on the gammas."""
+    assert head_decays(4, torch.device("cpu")).tolist() == [1 / 2, 3 / 4, 7 / 8, 15 / 16]
+    for values, cross in ("projected", 1.0), ("plain", 4.0):
+        model = build(pack_bias="gaussian", encoder_unpack_bias="gaussian", pack_values=values)
+        encoder = model.encoder.layers[0].self_attn
+        biases = encoder.pack.bias, encoder.unpack.bias, model.encoder.memory.layers[0].pack.bias
+        assert [bias.sharpness.tolist() for bias in biases] == [[1.0] * 4, [0.5] * 4, [cross] * 4]
+    far = torch.tensor([[[0.0, 1.0, 4.0, 9.0]]])
+    assert GaussianBias(2, 4.0)(far).tolist() == [[[[0.0, -4.0, -16.0, -30.0]]] * 2]
+
+
+def test_settings_without_effect_are_told(caplog):
+    build(decoder_self_attention="softmax", causal_mean="decaying", pack_bias="gaussian")
+    (said,) = caplog.messages
+    assert said == "--causal-mean decaying has no effect: nothing in this model reads it."
+    caplog.clear()
+    build(encoder_self_attention="softmax", encoder_unpack_bias="gaussian", cross_attention="full", pack_values="plain")
+    told = [said.split(" has")[0] for said in caplog.messages]
+    assert told == ["--pack-values plain", "--encoder-unpack-bias gaussian"]
+    caplog.clear()
+    build(pack_values="plain", pack_bias="gaussian", encoder_unpack_bias="gaussian", causal_mean="decaying")
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("length", [7, 300], ids=["direct", "moved"])

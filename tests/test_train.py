@@ -79,7 +79,8 @@ def test_two_processes_are_one_with_twice_the_accumulation(one_process, two_proc
 def test_a_checkpoint_goes_on_with_another_number_of_processes(data, one_process, two_processes, tmp_path):
     shutil.copytree(one_process, tmp_path / "now two", symlinks=True)
     shutil.copytree(two_processes, tmp_path / "now one", symlinks=True)
-    words = *NO_DROPOUT, "optimization.max_update=16"
+    begin = two_processes / "checkpoints" / "checkpoint_last.pt"  # heeded at the beginning alone
+    words = *NO_DROPOUT, "optimization.max_update=16", f"checkpoint.finetune_from_model='{begin}'"
     said = run(train(data, tmp_path / "now two", "--processes", 2, "optimization.update_freq=[1]", *words)).stdout
     assert "distributed_world_size was 1, now 2" in said
     run(train(data, tmp_path / "now one", "optimization.update_freq=[2]", *words))
@@ -348,9 +349,11 @@ def test_another_experiment_does_not_go_on_in_a_folder(data, one_process, tmp_pa
     assert (one_process / "settings.json").read_bytes() == before
 
 
-def test_without_its_last_checkpoint_it_goes_on_from_the_newest(data, tmp_path):
-    out = tmp_path / "run"
+def test_without_its_last_checkpoint_it_goes_on_from_the_newest(data, one_process, tmp_path):
+    """Begun with another model, too: it is not begun with again."""
+    out, begin = tmp_path / "run", one_process / "checkpoints" / "checkpoint_last.pt"
     words = "optimization.update_freq=[2]", *NO_DROPOUT, "checkpoint.save_interval_updates=4"
+    words += (f"checkpoint.finetune_from_model='{begin}'",)
     run(train(data, out, *words))
     last = out / "checkpoints" / "checkpoint_last.pt"
     last.write_bytes(last.read_bytes()[:1000])
