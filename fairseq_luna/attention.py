@@ -138,19 +138,22 @@ def _worth_moving(positions: int, slots: int, dim: int, heads: int, projections:
 
 
 class GaussianBias(nn.Module):
-    """-gamma_h times the squared distance of slot and position: each head begins local, and learns how much so.
+    """-gamma_h (offset - s_h)^2: each head begins local, and learns how much so, and how far aside it looks.
 
     A Gaussian bias after Yang et al. 2018 (Modeling Localness for Self-Attention Networks) and Guo et
-    al. 2019 (Gaussian Transformer), with the slots spread evenly over the sentence for centres.
+    al. 2019 (Gaussian Transformer), with the slots spread evenly over the sentence for centres; gamma
+    and the shift s, in stretches of a slot, belong to the head.
     """
 
     def __init__(self, heads: int, sharpness: float):
         super().__init__()
         self.sharpness = nn.Parameter(torch.full((heads,), sharpness))
+        self.shift = nn.Parameter(torch.zeros(heads))
 
-    def forward(self, distances: Tensor) -> Tensor:
-        """`functional.slot_distances` (B, l, m) -> (B, H, l, m)."""
-        bias = -self.sharpness.view(-1, 1, 1) * distances.unsqueeze(1).to(self.sharpness.dtype)
+    def forward(self, offsets: Tensor) -> Tensor:
+        """`functional.slot_offsets` (B, l, m) -> (B, H, l, m)."""
+        distances = (offsets.unsqueeze(1).to(self.shift.dtype) - self.shift.view(-1, 1, 1)) ** 2
+        bias = -self.sharpness.view(-1, 1, 1) * distances
         # exp(-30) is nothing beside 1, and far less makes denormal numbers, in which a CPU is slow
         return bias.clamp(min=-30)
 
@@ -184,7 +187,7 @@ class Pack(nn.Module):
         packed: Tensor,
         context: Tensor,
         padding: Optional[Tensor] = None,
-        distances: Optional[Tensor] = None,
+        offsets: Optional[Tensor] = None,
     ) -> Heads:
         """Packs `context` with the queries of `packed`.
 
@@ -192,12 +195,12 @@ class Pack(nn.Module):
             packed: P, (B, l, D).
             context: C, (B, m, D).
             padding: (B, m), True where the context is padding.
-            distances: of `functional.slot_distances`, (B, l, m), for a Gaussian bias.
+            offsets: of `functional.slot_offsets`, (B, l, m), for a Gaussian bias.
 
         Returns:
             Y_P (B, l, D) and the pack weights (B, H, l, m).
         """
-        bias = None if self.bias is None else self.bias(distances)
+        bias = None if self.bias is None else self.bias(offsets)
         query = self.query(packed)
         # plain values: one projection and one product can move, half of two and both (the other product stays)
         dim, heads, projections = self.query.in_features, self.query.heads, 1 if self.key_value.tied else 2
@@ -227,7 +230,7 @@ class Unpack(nn.Module):
         key: Tensor,
         value: Tensor,
         hidden_slots: Optional[Tensor] = None,
-        distances: Optional[Tensor] = None,
+        offsets: Optional[Tensor] = None,
     ) -> Heads:
         """Reads the slots, given as keys and values.
 
@@ -236,12 +239,12 @@ class Unpack(nn.Module):
             key: of Y_P, (B, H, l, d).
             value: of Y_P, (B, H, l, d).
             hidden_slots: (B, l), True where a slot is not used.
-            distances: of `functional.slot_distances`, (B, l, n), for a Gaussian bias.
+            offsets: of `functional.slot_offsets`, (B, l, n), for a Gaussian bias.
 
         Returns:
             Y_X (B, n, D) and the unpack weights (B, H, n, l).
         """
-        bias = None if self.bias is None else self.bias(distances).transpose(-1, -2)
+        bias = None if self.bias is None else self.bias(offsets).transpose(-1, -2)
         dim, heads = self.query.in_features, self.query.heads
         if not self.query.is_prepared() and _worth_moving(x.size(1), key.size(2), dim, heads, projections=2):
             weight = self.out.weight.t().unflatten(0, (heads, -1))
@@ -285,11 +288,11 @@ class LunaAttention(nn.Module):
         packed: Tensor,
         padding: Optional[Tensor] = None,
         hidden_slots: Optional[Tensor] = None,
-        distances: Optional[Tensor] = None,
+        offsets: Optional[Tensor] = None,
     ) -> Heads:
-        """X (B, n, D), P (B, l, D), masks (B, n) and (B, l), distances as in `Pack` -> Y_X (B, n, D), Y_P (B, l, D)."""
-        y_p, _ = self.pack(packed, x, padding, distances)
-        y_x, _ = self.unpack(x, *self.key_value(y_p), hidden_slots, distances)
+        """X (B, n, D), P (B, l, D), masks (B, n) and (B, l), offsets as in `Pack` -> Y_X (B, n, D), Y_P (B, l, D)."""
+        y_p, _ = self.pack(packed, x, padding, offsets)
+        y_x, _ = self.unpack(x, *self.key_value(y_p), hidden_slots, offsets)
         return y_x, y_p
 
 

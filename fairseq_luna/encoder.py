@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .config import decoder_reads_packed, has_packed
 from .dropout import Dropout
-from .functional import slot_distances
+from .functional import slot_offsets
 from .layers import LunaEncoderLayer, Slots, SourceMemoryLayer, SourceView
 from .ordinary import by_sentence
 
@@ -226,7 +226,7 @@ class LunaEncoder(FairseqEncoder):
         """
         if self.packed_embedding is None:
             return 0, Slots(None, None)
-        slots, hidden, distances = self.packed_embedding.size(0), None, None
+        slots, hidden, offsets = self.packed_embedding.size(0), None, None
         lengths = (~padding).sum(dim=1, keepdim=True)
         used = torch.full_like(lengths, slots)
         if not self.fix_projection_length:
@@ -234,8 +234,8 @@ class LunaEncoder(FairseqEncoder):
             used = lengths.clamp(max=slots)
             hidden = torch.arange(slots, device=padding.device) >= lengths
         if self.gaussian:
-            distances = slot_distances(padding, slots, used)
-        return slots, Slots(hidden if hidden is not None and hidden.any() else None, distances)
+            offsets = slot_offsets(padding, slots, used)
+        return slots, Slots(hidden if hidden is not None and hidden.any() else None, offsets)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Expands to beams, and follows them. new_order: (rows',), indices into the rows of before.

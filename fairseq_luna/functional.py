@@ -395,10 +395,10 @@ class _LogSoftmax(torch.autograd.Function):
         return torch._log_softmax_backward_data(grad, log_probs, -1, log_probs.dtype)
 
 
-def slot_distances(padding: Tensor, slots: int, used: Tensor) -> Tensor:
-    """How far each position is from each slot, were the slots spread evenly over the sentence; squared.
+def slot_offsets(padding: Tensor, slots: int, used: Tensor) -> Tensor:
+    """How far each position lies behind each slot, were the slots spread evenly over the sentence.
 
-        ((j + 1/2 - c_i) / w)^2,   w = n / l',   c_i = (i + 1/2) w
+        (j + 1/2 - c_i) / w,   w = n / l',   c_i = (i + 1/2) w
 
     for slot i and the j-th of the n tokens of a sentence that uses l' slots: the unit is the stretch
     of a slot.
@@ -416,8 +416,8 @@ def slot_distances(padding: Tensor, slots: int, used: Tensor) -> Tensor:
     stretch = (tokens.sum(dim=1, keepdim=True).clamp(min=1) / used.clamp(min=1)).unsqueeze(2)
     positions = (tokens.cumsum(dim=1) - 0.5).unsqueeze(1)
     centres = torch.arange(slots, device=padding.device).view(1, -1, 1) + 0.5
-    # farther than any attention reaches, and still a number in half precision
-    return ((positions / stretch - centres) ** 2).clamp(max=1e4)
+    # farther than any attention reaches, and squared still a number in half precision
+    return (positions / stretch - centres).clamp(min=-100, max=100)
 
 
 def identity(weights: Tensor) -> Tensor:

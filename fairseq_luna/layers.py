@@ -58,11 +58,11 @@ class Slots(NamedTuple):
 
     Attributes:
         hidden: (B, l), True where a sentence has no such slot; None where all have all.
-        distances: of `functional.slot_distances`, (B, l, m); None where nothing has a Gaussian bias.
+        offsets: of `functional.slot_offsets`, (B, l, m); None where nothing has a Gaussian bias.
     """
 
     hidden: Optional[Tensor]
-    distances: Optional[Tensor]
+    offsets: Optional[Tensor]
 
 
 class FeedForward(nn.Module):
@@ -115,7 +115,7 @@ class LunaEncoderLayer(nn.Module):
         attn, ffn = self.self_attn_residual, self.ffn_residual
         if self.luna:
             pack = self.packed_residual
-            y_x, y_p = self.self_attn(attn.enter(x), pack.enter(packed), padding, slots.hidden, slots.distances)
+            y_x, y_p = self.self_attn(attn.enter(x), pack.enter(packed), padding, slots.hidden, slots.offsets)
             packed = pack.leave(packed, y_p) if self.updates_packed else packed
         else:
             y_x = self.self_attn(attn.enter(x), padding)
@@ -173,7 +173,7 @@ class SourceMemoryLayer(nn.Module):
         if self.causal_query is not None:
             query = self.causal_query(packed).contiguous()
         if self.pack is not None:
-            y_p, weights = self.pack(self.residual.enter(packed), encoder_out, padding, slots.distances)
+            y_p, weights = self.pack(self.residual.enter(packed), encoder_out, padding, slots.offsets)
             plain_key, plain_value = self.key_value(y_p)
             key = plain_key.contiguous()
             value = key if plain_value is plain_key else plain_value.contiguous()

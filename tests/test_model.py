@@ -12,7 +12,7 @@ from tiny import DIMS, EOS, ORDINARY, PAD, VARIANTS, build, dictionary, sentence
 
 from fairseq_luna.attention import GaussianBias, head_decays
 from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig, checked
-from fairseq_luna.functional import slot_distances
+from fairseq_luna.functional import slot_offsets
 from fairseq_luna.model import LunaTransformerModel
 
 variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
@@ -192,12 +192,13 @@ def test_three_ordinary_attentions_are_fairseqs_transformer(pre_norm):
 @pytest.mark.parametrize("fixed", [False, True], ids=["", "fixed"])
 @pytest.mark.parametrize("part", ["pack", "unpack"])
 def test_a_gaussian_bias_is_the_equation(part, fixed):
-    """-gamma_h ((j + 1/2 - c_i) / w)^2 on the logits of slot i and position j, counted without padding."""
+    """-gamma_h ((j + 1/2 - c_i) / w - s_h)^2 on the logits of slot i and position j, counted without padding."""
     model = build(pack_bias="gaussian", encoder_unpack_bias="gaussian", fix_projection_length=fixed)
     module = getattr(model.encoder.layers[0].self_attn, part)
     with torch.no_grad():
         module.query.weight.zero_()  # of all logits the bias alone is left
         module.bias.sharpness.copy_(torch.tensor([0.5, 1.0, 2.0, 0.0]))
+        module.bias.shift.copy_(torch.tensor([0.0, -0.5, 1.5, 1.0]))
     seen = []
     module.register_forward_hook(lambda module, inputs, out: seen.append(out[1]))
     lengths, most, width = [11, 4, 1], 6, 11
@@ -206,8 +207,9 @@ def test_a_gaussian_bias_is_the_equation(part, fixed):
         used = most if fixed else min(most, n)
         w = n / used
         centres = [(i + 0.5) * w for i in range(used)]
-        bias = torch.tensor([[-(((j + 0.5 - c) / w) ** 2) for j in range(n)] for c in centres], dtype=torch.float64)
-        logits = (module.bias.sharpness.view(-1, 1, 1) * bias).clamp(min=-30)
+        offsets = torch.tensor([[(j + 0.5 - c) / w for j in range(n)] for c in centres], dtype=torch.float64)
+        gamma, shift = module.bias.sharpness.view(-1, 1, 1), module.bias.shift.view(-1, 1, 1)
+        logits = (-gamma * (offsets - shift) ** 2).clamp(min=-30)
         weights = weights if part == "pack" else weights.transpose(-1, -2)
         want = torch.softmax(logits, dim=-1 if part == "pack" else -2)
         torch.testing.assert_close(weights[:, :used, width - n :].double(), want, rtol=0, atol=1e-6)
@@ -223,8 +225,20 @@ def test_what_new_parts_begin_with():
         encoder = model.encoder.layers[0].self_attn
         biases = encoder.pack.bias, encoder.unpack.bias, model.encoder.memory.layers[0].pack.bias
         assert [bias.sharpness.tolist() for bias in biases] == [[1.0] * 4, [0.5] * 4, [cross] * 4]
-    far = torch.tensor([[[0.0, 1.0, 4.0, 9.0]]])
+        assert not any(bias.shift.any() for bias in biases)
+    far = torch.tensor([[[0.0, 1.0, -2.0, 3.0]]])
     assert GaussianBias(2, 4.0)(far).tolist() == [[[[0.0, -4.0, -16.0, -30.0]]] * 2]
+
+
+def test_a_checkpoint_of_fixed_centres_loads():
+    model = build(pack_bias="gaussian", encoder_unpack_bias="gaussian")
+    old = {name: value for name, value in model.state_dict().items() if not name.endswith(".shift")}
+    assert len(old) < len(model.state_dict())
+    with torch.no_grad():
+        model.encoder.layers[0].self_attn.pack.bias.shift.fill_(1)
+    model.upgrade_state_dict_named(old, "")
+    model.load_state_dict(old)
+    assert not model.encoder.layers[0].self_attn.pack.bias.shift.any()
 
 
 def test_settings_without_effect_are_told(caplog):
@@ -257,14 +271,14 @@ def test_plain_values_are_averages_of_the_states(length):
 
 
 def test_a_gaussian_bias_of_many_slots_has_gradients_in_half_precision():
-    """Distances grow with the square of l, beyond what float16 can say."""
+    """Squares of offsets could be beyond what float16 can say."""
     model = build(pack_bias="gaussian", projection_length=300, double=False).bfloat16()
     model.encoder(sentences([400]))["packed_out"][0].float().sum().backward()
-    distances = slot_distances(torch.zeros(1, 400, dtype=torch.bool), 300, torch.tensor([[300]]))
-    assert distances.half().isfinite().all()
+    offsets = slot_offsets(torch.zeros(1, 400, dtype=torch.bool), 300, torch.tensor([[300]]))
+    assert (offsets.half() ** 2).isfinite().all()
     assert model.encoder.layers[0].self_attn.pack.bias.sharpness.grad.isfinite().all()
     # and a row of nothing but padding is no reason for anything but numbers
-    assert slot_distances(torch.ones(1, 5, dtype=torch.bool), 3, torch.tensor([[0]])).isfinite().all()
+    assert slot_offsets(torch.ones(1, 5, dtype=torch.bool), 3, torch.tensor([[0]])).isfinite().all()
 
 
 # --- settings
