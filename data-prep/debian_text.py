@@ -20,7 +20,17 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from common import Problem, claim, entry, read_json, read_lines, write_json, write_text  # noqa: E402
+from common import (  # noqa: E402
+    Problem,
+    claim,
+    entry,
+    go_on_later,
+    quote,
+    read_json,
+    read_lines,
+    write_json,
+    write_text,
+)
 
 Pair = Tuple[str, str]  # English, and the other language
 HELD_OUT = 20  # one of so many goes to the test set, another to the validation set
@@ -28,6 +38,7 @@ HELD_OUT = 20  # one of so many goes to the test set, another to the validation 
 
 def main() -> None:
     args = parse_args()
+    go_on_later()
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "debs")}
     if args.out.exists() and read_json(args.out / "settings.json") != settings:
         claim_free(args.out)
@@ -51,8 +62,9 @@ def main() -> None:
     for split in splits:
         each = words[split] / counts[split]
         print(f"debian-text: {split}: {counts[split]:,} pairs, {each:.1f} English words each", flush=True)
-    prefixes = " ".join(f"--{split} {args.out / split}" for split in splits)
-    print(f"debian-text: now: bash data-prep/prepare-corpus.sh {prefixes} --source en --target {lang} --out DIR")
+    prefixes = [word for split in splits for word in (f"--{split}", str(args.out / split))]
+    command = quote(["bash", "data-prep/prepare-corpus.sh", *prefixes, "--source", "en", "--target", lang])
+    print(f"debian-text: now: {command} --out DIR")
 
 
 def parse_args() -> argparse.Namespace:

@@ -22,6 +22,7 @@ from .dropout import Dropout
 from .functional import (
     CAUSAL_ACTIVATIONS,
     HeadWeights,
+    accumulation_dtype,
     attention,
     causal_attention,
     causal_attention_step,
@@ -138,7 +139,7 @@ def _worth_moving(positions: int, slots: int, dim: int, heads: int, projections:
 
 
 class GaussianBias(nn.Module):
-    """-gamma_h (offset - s_h)^2: each head begins local, and learns how much so, and how far aside it looks.
+    """-|gamma_h| (offset - s_h)^2: each head begins local, and learns how much so, and how far aside it looks.
 
     A Gaussian bias after Yang et al. 2018 (Modeling Localness for Self-Attention Networks) and Guo et
     al. 2019 (Gaussian Transformer), with the slots spread evenly over the sentence for centres; gamma
@@ -152,10 +153,11 @@ class GaussianBias(nn.Module):
 
     def forward(self, offsets: Tensor) -> Tensor:
         """`functional.slot_offsets` (B, l, m) -> (B, H, l, m)."""
-        distances = (offsets.unsqueeze(1).to(self.shift.dtype) - self.shift.view(-1, 1, 1)) ** 2
-        bias = -self.sharpness.view(-1, 1, 1) * distances
+        # squares of slots far away are beyond half precision
+        wide = accumulation_dtype(self.shift.dtype)
+        gamma, shift = (u.to(wide).view(-1, 1, 1) for u in (self.sharpness.abs(), self.shift))
         # exp(-30) is nothing beside 1, and far less makes denormal numbers, in which a CPU is slow
-        return bias.clamp(min=-30)
+        return (-gamma * (offsets.unsqueeze(1) - shift) ** 2).clamp(min=-30).to(self.shift.dtype)
 
 
 class Pack(nn.Module):

@@ -243,8 +243,9 @@ def replace_unknown_words() -> None:
     """fairseq 0.12.2 and main: `--replace-unk` fails, whatever the model.
 
     Without a dictionary it opens a file "@@ " (`load_align_dict` of fairseq/utils.py, by which this is known). With
-    one, `replace_unk` stumbles over the alignment, which is empty, or pairs under `--print-alignment`. Where
-    replacement was asked for, hypotheses get their hard alignment, and the pairs are understood.
+    one, `replace_unk` stumbles over the alignment, which is empty, or pairs under `--print-alignment`, or weights under
+    `--print-alignment soft`. Where replacement was asked for, hypotheses get their hard alignment, and pairs and
+    weights are understood.
     """
     import torch
     from fairseq import utils
@@ -259,6 +260,8 @@ def replace_unknown_words() -> None:
         return load("" if replace_unk == "@@ " else replace_unk)
 
     def replace_unk(hypo_str, src_str, alignment, align_dict, unk):
+        if alignment and isinstance(alignment[0], list):  # of each target word the weights of all source words
+            alignment = [(max(range(len(row)), key=lambda i: float(row[i])), at) for at, row in enumerate(alignment)]
         source_word = collections.defaultdict(int, ((target, source) for source, target in alignment))
         return replace(hypo_str, src_str, source_word, align_dict, unk)
 

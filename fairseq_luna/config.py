@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -53,7 +53,9 @@ class LunaTransformerConfig(FairseqDataclass):
     )
     pack_bias: Bias = field(  # type: ignore[valid-type]
         default="none",
-        metadata=_help("gaussian: packs of the source begin local, slots spread over the sentence, widths learned"),
+        metadata=_help(
+            "gaussian: packs of the source begin local, slots spread over the sentence, widths and centres learned"
+        ),
     )
     pack_values: PackValues = field(  # type: ignore[valid-type]
         default="projected",
@@ -215,7 +217,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     """A complete and sound config of our own class from whatever fairseq hands over.
 
     Args:
-        cfg: a dataclass, omegaconf or argparse object with the fields of `LunaTransformerConfig`.
+        cfg: a dataclass, omegaconf or argparse object or a dictionary with the fields of `LunaTransformerConfig`.
 
     Raises:
         ValueError: if settings contradict each other or make no model.
@@ -224,7 +226,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     for name, setting in LunaTransformerConfig.__dataclass_fields__.items():
         if not name.startswith("_"):
             # a checkpoint of an earlier version lacks what has come since
-            value = getattr(cfg, name, None)
+            value = cfg.get(name) if isinstance(cfg, Mapping) else getattr(cfg, name, None)
             values[name] = setting.default if value is None else value
     for name, leader in FOLLOWS.items():
         if values[name] is None:
@@ -244,8 +246,9 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     ):
         if values[name] < 1:
             raise ValueError(f"{flag(name)} must be at least 1, but is {values[name]}.")
-    if not 0 <= values["word_dropout"] < 1:
-        raise ValueError(f"--word-dropout must be in [0, 1), but is {values['word_dropout']}.")
+    for name in ("dropout", "attention_dropout", "activation_dropout", "word_dropout"):
+        if not 0 <= values[name] < 1:
+            raise ValueError(f"{flag(name)} must be in [0, 1), but is {values[name]}.")
     for side, dim_name, heads_name in (
         ("encoder", "encoder_embed_dim", "encoder_attention_heads"),
         ("encoder", "encoder_embed_dim", "encoder_projected_attention_heads"),
@@ -293,15 +296,25 @@ def checked(cfg: Any) -> LunaTransformerConfig:
 
 def without_effect(cfg: Any) -> List[str]:
     """The settings other than the paper's that no attention of a model reads."""
-    packs = cfg.encoder_self_attention == "luna" or cfg.cross_attention == "packed"
+    encoder, causal, cross = (
+        cfg.encoder_self_attention == "luna",
+        cfg.decoder_self_attention == "luna",
+        cfg.cross_attention == "packed",
+    )
     read = {
-        "pack_bias": packs,
-        "pack_values": packs,
-        "encoder_unpack_bias": cfg.encoder_self_attention == "luna",
-        "causal_mean": cfg.decoder_self_attention == "luna",
+        "fix_projection_length": has_packed(cfg),
+        "untie_luna_kv": has_packed(cfg),
+        "pack_bias": encoder or cross,
+        "pack_values": encoder or cross,
+        "encoder_unpack_bias": encoder,
+        "encoder_projected_attention_heads": encoder,
+        "decoder_projected_attention_heads": cross,
+        "causal_activation": causal,
+        "causal_mean": causal,
     }
     fields = LunaTransformerConfig.__dataclass_fields__
-    return [name for name, is_read in read.items() if not is_read and getattr(cfg, name) != fields[name].default]
+    usual = {name: getattr(cfg, FOLLOWS[name]) if name in FOLLOWS else fields[name].default for name in read}
+    return [name for name, is_read in read.items() if not is_read and getattr(cfg, name) != usual[name]]
 
 
 def decoder_reads_packed(cfg: Any) -> bool:

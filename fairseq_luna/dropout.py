@@ -21,7 +21,7 @@ class Dropout(FairseqDropout):
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         at_work = self.p > 0 and (self.training or self.apply_during_inference)
         dropped = round(self.p * STEPS)
-        if not at_work or x.device.type != "cpu" or TORCH_IS_FASTER or dropped == STEPS:
+        if not at_work or x.device.type != "cpu" or TORCH_IS_FASTER or dropped >= STEPS:
             return super().forward(x, inplace)
         return _Dropout.apply(x, dropped)
 

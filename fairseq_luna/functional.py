@@ -133,14 +133,14 @@ def naive_causal_product(
         sums = outer.cumsum(dim=2) + state.steps * state.mean.unsqueeze(2)
         means = sums / (t + state.steps).view(-1, 1, 1)
     else:
-        by_head = decay.to(dtype).view(-1, 1)
+        by_head = decay.detach().to(dtype).view(-1, 1)
         sums = torch.einsum("htj,bhjde->bhtde", _powers(by_head, len(t)), outer)
         if state.steps:
             seen = total_weight(by_head, torch.full_like(by_head, state.steps)) * by_head**t
             sums = sums + seen.unsqueeze(-1).unsqueeze(-1) * state.mean.unsqueeze(2)
         means = sums / total_weight(by_head, (t + state.steps).to(dtype)).unsqueeze(-1).unsqueeze(-1)
     out = (x.to(dtype).unsqueeze(-2) @ means).squeeze(-2)
-    final = RunningMean(means[:, :, -1], state.steps + x.size(2)) if output_state else None
+    final = RunningMean(means[:, :, -1].contiguous(), state.steps + x.size(2)) if output_state else None
     return out.to(x.dtype), final
 
 
@@ -163,8 +163,8 @@ def chunk_causal_product(
     """f by chunks of c positions: inside a chunk tril(X Y^T) Z, between chunks the running sum.
 
     Exact for every n, with time linear in n: O(n c (d1 + d2)) inside, O(n d1 d2) between, and memory
-    O(n (c + d1 d2 / c)). For the gradients x, y and z are kept, and nothing else: the rest is
-    computed again.
+    O(n (c + d1 d2 / c)). For the gradients x, y and z are kept in the dtype of the sums, and nothing
+    else: the rest is computed again.
     Arguments, shapes and results as in `naive_causal_product`; for a state with a decay 1/lambda^c must
     be a number in the dtype of the sums (lambda >= 0.3 will do for c = 64).
 
@@ -286,7 +286,7 @@ def _chunk_gradients(
 
 
 def _tril_(a: Tensor, powers: Optional[_Decay]) -> Tensor:
-    # tril first: what is not a number must not reach what comes before it
+    # tril first: what is not a number in y must not reach what comes before it
     return a.tril_() if powers is None else a.tril_().mul_(powers.inside)
 
 
@@ -343,6 +343,7 @@ def recurrent_causal_product(
     Arguments, shapes and results as in `naive_causal_product`.
     """
     state = state or empty_state(y, z)
+    decay = None if decay is None else decay.detach()
     steps = []
     for t in range(x.size(2)):
         now = slice(t, t + 1)
@@ -416,8 +417,7 @@ def slot_offsets(padding: Tensor, slots: int, used: Tensor) -> Tensor:
     stretch = (tokens.sum(dim=1, keepdim=True).clamp(min=1) / used.clamp(min=1)).unsqueeze(2)
     positions = (tokens.cumsum(dim=1) - 0.5).unsqueeze(1)
     centres = torch.arange(slots, device=padding.device).view(1, -1, 1) + 0.5
-    # farther than any attention reaches, and squared still a number in half precision
-    return (positions / stretch - centres).clamp(min=-100, max=100)
+    return positions / stretch - centres
 
 
 def identity(weights: Tensor) -> Tensor:
@@ -577,7 +577,6 @@ CAUSAL_ACTIVATIONS = {
 }
 
 
-@_without_autocast
 def causal_attention(
     query: Tensor,
     key: Tensor,

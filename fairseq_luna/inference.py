@@ -32,6 +32,9 @@ class Linear(nn.Linear):
         """Whether another form is used here and now: none of them has gradients."""
         return self.prepared is not None and not torch.is_grad_enabled()
 
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**self.__dict__, "prepared": None}  # which cannot be copied or pickled
+
     def _apply(self, *args: Any, **kwargs: Any) -> "Linear":
         self.prepared = None  # it was made of weights on another device or of another dtype
         return super()._apply(*args, **kwargs)
@@ -75,7 +78,8 @@ PRODUCTS: Dict[str, Callable[[Tensor, Optional[Tensor]], Product]] = {
 def prepare_products(module: nn.Module, precision: str) -> None:
     """Gives every projection in a module on a CPU its form for generation.
 
-    Gradients, new weights and another device or dtype bring the plain form back.
+    Gradients, loaded weights and another device or dtype bring the plain form back; weights changed in place do not
+    (fairseq lets no prepared model train).
 
     Args:
         module: with parameters in float32, which stay as they are beside.

@@ -92,9 +92,9 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
             # fairseq 0.12.2 keeps the dtype of its sinusoids in a buffer, later ones do not
             if key in own:
                 state_dict.setdefault(key, own[key])
-        for key in own:
-            if key.endswith("bias.shift"):  # centres were not always learned
-                state_dict.setdefault(key, torch.zeros_like(own[key]))
+        shifts = [key for key in own if key.endswith("bias.shift")]
+        if not any(key in state_dict for key in shifts):  # centres were not always learned
+            state_dict.update((key, torch.zeros_like(own[key])) for key in shifts)
         super().upgrade_state_dict_named(state_dict, name)
 
 

@@ -26,6 +26,17 @@ def serve(connection: Any, workload: str, arm: Dict[str, Any], sizes: Dict[str, 
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's concern
     del sys.argv[1:]  # fairseq looks for a --user-dir there
+
+    def answer(message: Dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # nobody is there any more
+            connection.send(message)
+
+    def asked() -> bool:
+        try:
+            return connection.recv()
+        except (EOFError, OSError):
+            return False
+
     try:
         import torch
 
@@ -37,21 +48,19 @@ def serve(connection: Any, workload: str, arm: Dict[str, Any], sizes: Dict[str, 
         before = peak_memory(device)
         torch.manual_seed(sizes["seed"])
         step = WORKLOADS[workload](arm, sizes, device)
-        connection.send({"ready": True})
-        while connection.recv():
+        answer({"ready": True})
+        while asked():
             synchronise(device)
             start = time.perf_counter()
             parts = step() or {}
             synchronise(device)
             seconds = time.perf_counter() - start
             peak = peak_memory(device)
-            connection.send({"seconds": seconds, **parts, "memory": peak - before, "whole": peak})
-    except (EOFError, OSError):
-        pass
-    except (Problem, MemoryError, ValueError) as error:
-        connection.send({"error": str(error) or "out of memory"})
+            answer({"seconds": seconds, **parts, "memory": peak - before, "whole": peak})
+    except (Problem, MemoryError, ValueError, OSError) as error:
+        answer({"error": str(error) or "out of memory"})
     except Exception:
-        connection.send({"error": traceback.format_exc()})
+        answer({"error": traceback.format_exc()})
 
 
 def synchronise(device: Any) -> None:
@@ -79,6 +88,8 @@ def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, An
     from fairseq.data import Dictionary
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+    if sizes["dim"] % sizes["heads"]:
+        raise Problem(f"--heads {sizes['heads']} does not divide --dim {sizes['dim']}")
     words = ["data", "--arch", arm["arch"], "--share-all-embeddings", "--task", "translation"]
     words += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--optimizer", "adam"]
     words += ["--lr", "1e-4", "--dropout", str(sizes["dropout"])]

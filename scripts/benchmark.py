@@ -179,6 +179,8 @@ def parse_args() -> argparse.Namespace:
         value = getattr(args, key, None)
         if value is not None and value < 1:
             parser.error(f"--{key} must be at least 1, but is {value}")
+    if (getattr(args, "vocab", None) or 5) < 5:
+        parser.error(f"--vocab must be at least 5, of which four are special, but is {args.vocab}")
     names = args.arms or []
     if len(set(names)) < len(names):
         parser.error(f"--arms names an arm twice: {' '.join(names)}")

@@ -39,7 +39,7 @@ from common import (
 )
 from generate import file_name, fingerprint, generate
 from progress import TrainingLog, draw_by_length, draw_curves
-from scores import by_length, compare, has_todays_lengths, score
+from scores import RESAMPLES, by_length, compare, has_todays_lengths, score
 from train import Training
 from train import text as hydra_text
 
@@ -122,8 +122,8 @@ def read_study(name: str) -> Dict[str, Any]:
         study: Any = OmegaConf.to_container(OmegaConf.load(str(path)))
     except (YAMLError, UnicodeDecodeError) as error:
         raise Problem(f"{path} is no YAML: {error}") from None
-    if not isinstance(study, dict) or not study.get("arms"):
-        raise Problem(f"{path} names no arms: see {STUDIES / 'quickstart.yaml'} for the form")
+    if not isinstance(study, dict) or not study.get("arms") or not isinstance(study["arms"], list):
+        raise Problem(f"{path} has no list of arms: see {STUDIES / 'quickstart.yaml'} for the form")
     unknown = sorted(set(study) - KEYS)
     if unknown:
         raise Problem(f"{path} has {', '.join(unknown)}, which no study has; possible are {', '.join(sorted(KEYS))}")
@@ -249,6 +249,10 @@ class Study:
         if begun != settings:
             claim(self.out, settings)
 
+        for arm in self.arms:  # here and once: seeds of one arm may be trained side by side
+            place = self.out / folder(arm["name"])
+            place.mkdir(parents=True, exist_ok=True)
+            write_json(place / "arm.json", arm)
         # seed by seed, so that a study cut short has compared all arms
         trainings = [(arm, seed) for seed in self.seeds for arm in self.arms]
         seeds = ", ".join(map(str, self.seeds))
@@ -266,7 +270,7 @@ class Study:
                     self.add(arm, future.result())
                 except Exception as error:  # whatever it is, the other trainings go on
                     failed += 1
-                    reason = str(error) if isinstance(error, Problem) else repr(error)
+                    reason = str(error) if isinstance(error, (Problem, OSError)) else repr(error)
                     say(f"{arm['name']}, seed {seed}: {reason}")
         except KeyboardInterrupt as stop:
             for process in list(self.live):
@@ -313,12 +317,11 @@ class Study:
         command = [sys.executable, str(REPO / "scripts" / "train.py"), str(self.study["config"]), *words]
         command += ["--data", str(self.args.data), "--out", str(run), "--processes", "1"]
         command += [] if self.gpus else ["--cpu"]
-        run.parent.mkdir(parents=True, exist_ok=True)
-        write_json(run.parent / "arm.json", arm)
         path = conditions_of(run)
         conditions = read_json(path, [])
         if not self.gpus:
-            now["machine"]["torch threads"] = int(self.environment(place)["OMP_NUM_THREADS"])
+            # of the levels of nested threads that OpenMP takes, the outermost
+            now["machine"]["torch threads"] = int(self.environment(place)["OMP_NUM_THREADS"].split(",")[0])
         if now not in conditions and not (run / "model.json").exists():  # else it is trained
             write_json(path, [*conditions, now])
         say(f"{arm['name']}, seed {seed}: training")
@@ -454,23 +457,26 @@ class Study:
             },
         )
 
-    def difference(self, name: str, result: dict) -> str:
+    def difference(self, name: str, result: dict, metric: str) -> str:
         """The paired test against the baseline, where there is one, as the table has it."""
         baseline = self.of_seed(self.baseline, result["seed"])
         if name == self.baseline or not baseline:
             return ""
-        test = result["paired bootstrap"]["BLEU"]
+        test = result["paired bootstrap"][metric]
         return f"{result['seed']}: {test['this'] - test['other']:+.2f} ({test['p-value']:.3g})"
 
     def table(self, arms: List[dict]) -> str:
         heads = "arm", "parameters", "updates", "words/s", "peak memory", "best valid nll", *SCORES, "BLEU of seeds"
-        lines = [[*heads, f"against {self.baseline} (p)"]]
+        lines = [[*heads, *(f"{name} against {self.baseline} (p)" for name in SCORES)]]
         signatures: Dict[str, str] = {}
+        tests: Dict[str, str] = {}
         for arm in arms:
             results = self.done[arm["name"]]
             for name in SCORES:
                 signatures[name] = results[0]["scores"][name]["signature"]
-            found = ", ".join(filter(None, (self.difference(arm["name"], result) for result in results)))
+                for result in results:
+                    if "paired bootstrap" in result:
+                        tests[name] = result["paired bootstrap"][name]["signature"]
             memory = max(result["peak memory (bytes)"] or 0 for result in results)
             lines.append(
                 [
@@ -482,7 +488,10 @@ class Study:
                     spread([result["best valid nll (nats per piece)"] for result in results], 3),
                     *(spread([result["scores"][name]["score"] for result in results], 2) for name in SCORES),
                     ", ".join(f"{result['seed']}: {result['scores']['BLEU']['score']:.2f}" for result in results),
-                    found,
+                    *(
+                        ", ".join(filter(None, (self.difference(arm["name"], result, name) for result in results)))
+                        for name in SCORES
+                    ),
                 ]
             )
         averaged = sorted({result["checkpoints averaged"] for arm in arms for result in self.done[arm["name"]]})
@@ -495,11 +504,12 @@ class Study:
             "Where there are several seeds, the mean ± the standard deviation. "
             f"{' or '.join(map(str, averaged))} checkpoint(s) averaged, beam {self.decoding['beam']}, length penalty "
             f"{self.decoding['lenpen']:g}; {len(self.text(self.recipe.target)):,} test sentences. nll in nats per "
-            "piece. Paired bootstrap test of BLEU, seed by seed: the difference, and how likely one as large is by the "
-            "choice of sentences alone. "
+            "piece. Paired bootstrap test, seed by seed: the difference, and how likely one as large is by the choice "
+            f"of sentences alone; the least p that {RESAMPLES:,} resamples can tell is {1 / (RESAMPLES + 1):.3f}. "
             f"Speed and memory of training with {' or '.join(map(str, together))} at once on "
             f"{' or '.join(machines)}; memory of sessions that were not killed.",
             *(f"{name}: `{signature}`" for name, signature in signatures.items()),
+            *(f"Test of {name}: `{signature}`" for name, signature in tests.items()),
             *(f"`{command}`" for command in self.commands),
             "BLEU by words of the source:",
             table_of(lengths(arms, self.done)),

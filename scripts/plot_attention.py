@@ -2,13 +2,15 @@
 
 They are drawn for each layer of Luna's encoder attention and of the cross attention (a full one is drawn in the last
 layer alone). The translation is the model's own. With several lines of input the first is drawn, and the figures that
-are printed (and written beside the picture as a .json) are means over all:
+are printed and written to FILE.json are means over all:
 
   reads      how many source positions a slot reads, exp(entropy of its pack weights); 1 is a slot for a word
   overlap    how much two slots of a sentence read the same, 1 - total variation distance; 1 is all the same
   survives   the best share that any slot gives a source word, max over slots of its pack weight: what is left of a word
              that the target asks for
-  peak       the largest weight of a target (or source) position on a source position after packing and unpacking"""
+  peak       the largest weight of a target (or source) position on a source position after packing and unpacking
+
+Each map is as dark as its largest weight, which its title names."""
 
 import argparse
 from pathlib import Path
@@ -38,10 +40,10 @@ def main() -> None:
         if number == 0:
             draw(maps, args.out, line.text)
     means = {name: mean(rows) for name, rows in sums.items()}
-    write_json(args.out.with_suffix(".json"), {"sentences": len(lines), "means": means})
+    write_json(args.out.with_name(f"{args.out.name}.json"), {"sentences": len(lines), "means": means})
     for name, row in means.items():
         print(f"{name:28s}" + "  ".join(f"{key} {value:.2f}" for key, value in row.items()))
-    print(f"plot-attention: {args.out}, and the figures of {len(lines):,} sentence(s) in a .json beside", flush=True)
+    print(f"plot-attention: {args.out}, and the figures of {len(lines):,} sentence(s) in {args.out}.json", flush=True)
 
 
 def parse_args() -> argparse.Namespace:
@@ -161,7 +163,7 @@ def draw(maps: List[Maps], path: Path, text: str) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise Problem("matplotlib is not installed: pip install matplotlib") from None
-    columns = "pack: slots x source", "unpack: positions x slots", "both: positions x source"
+    columns = "pack, slots x source", "unpack, positions x slots", "both, positions x source"
     longest = max(len(words) for part in maps for words in part.words)
     side = min(9.0, max(3.0, 0.22 * longest))
     figure = Figure(figsize=(3 * side + 1, len(maps) * side + 1), layout="constrained")
@@ -180,7 +182,7 @@ def draw(maps: List[Maps], path: Path, text: str) -> None:
             axes.imshow(values.double().numpy(), cmap="Blues", vmin=0, aspect="auto")
             axes.set_xticks(range(len(across)), map(plain, across), rotation=90, fontsize=small)
             axes.set_yticks(range(len(down)), map(plain, down), fontsize=small)
-            axes.set_title(f"{part.name}, {title}", fontsize=9)
+            axes.set_title(f"{part.name}: {title}, up to {float(values.max()):.2f}", fontsize=9)
     with whole(path) as beside:
         figure.savefig(str(beside), dpi=100, format=path.suffix[1:])
 

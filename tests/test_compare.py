@@ -1,7 +1,6 @@
 """scripts/compare.sh and scripts/plot_attention.py, whole, on a corpus of a few sentences."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,6 +10,10 @@ from pathlib import Path
 
 import pytest
 from commands import ENV, ROOT, prepared, run
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import compare as compare_script  # noqa: E402
+import plot_attention  # noqa: E402
 
 STUDY = """
 config: quickstart
@@ -190,7 +193,8 @@ def test_another_study_is_not_mixed_in(finished, data):
         ("name: Transformer,", "name: 'Luna,a b',", "two arms share a name"),
         ("average: 2", "baseline: nobody", "the baseline nobody is none of the arms: Transformer, Luna, a/b"),
         ("{name: Transformer, arch", "{arch", "an arm has a name, an arch"),
-        ("arms:", "seeds:", "names no arms"),
+        ("arms:", "seeds:", "has no list of arms"),
+        ("arms:", "arms: 5\nseeds:", "has no list of arms"),
         ("seeds: [1, 2]", "seeds: 3", "seeds must be a list of numbers, such as [1, 2, 3], but is 3"),
         ("{model.pack_bias: gaussian,", "[model.pack_bias, ", "overrides must be a table, such as {key: value}"),
         ("{beam: 2}", "{beams: 2}", "decoding has beams; possible are beam, lenpen, max_tokens"),
@@ -206,7 +210,7 @@ def test_another_study_is_not_mixed_in(finished, data):
 def test_a_wrong_study_is_told(tmp_path, data, old, new, says):
     study = tmp_path / "study.yaml"
     text = STUDY.replace(old, new, 1)
-    if new == "seeds:":
+    if new.endswith("seeds:"):
         text = text.replace("seeds: [1, 2]\n", "")
     if new.startswith("["):
         text = text.replace("model.projection_length: 4}", "model.projection_length]")
@@ -248,7 +252,7 @@ def test_attention_is_drawn(finished, tmp_path):
     out = finished / "out"
     done = plot(out / "Luna-a-b" / "seed1", tmp_path / "maps.svg")
     assert b"</svg>" in (tmp_path / "maps.svg").read_bytes()
-    facts = json.loads((tmp_path / "maps.json").read_text(encoding="utf-8"))
+    facts = json.loads((tmp_path / "maps.svg.json").read_text(encoding="utf-8"))
     assert facts["sentences"] == 2 and list(facts["means"]) == ["encoder 1", "cross 1"]
     for row in facts["means"].values():
         assert row["reads"] >= 1 and 0 <= row["overlap"] <= 1 and 0 < row["survives"] <= 1 and 0 < row["peak"] <= 1
@@ -259,11 +263,35 @@ def test_attention_is_drawn(finished, tmp_path):
     assert not (tmp_path / "a.png").exists()
 
 
+def test_figures_of_attention():
+    import torch
+
+    words = ([], [])
+    sharp, flat = torch.eye(4), torch.full((4, 4), 0.25)
+    one = plot_attention.figures(plot_attention.Maps("", sharp, sharp, sharp, sharp.expand(2, 4, 4), words))
+    same = plot_attention.figures(plot_attention.Maps("", flat, flat, flat, flat.expand(2, 4, 4), words))
+    assert one == pytest.approx({"reads": 1, "overlap": 0, "survives": 1, "peak": 1}, abs=1e-6)
+    assert same == pytest.approx({"reads": 4, "overlap": 1, "survives": 0.25, "peak": 0.25})
+    # two slots on one word, and the other words in none
+    pack = torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 0, 0]])
+    product = torch.tensor([[0.5, 0.3, 0.1, 0.1]])
+    found = plot_attention.figures(plot_attention.Maps("", pack, None, product, pack[None], words))
+    assert found == pytest.approx({"reads": 1, "overlap": 1, "survives": 0.25, "peak": 0.5})
+
+
+def test_the_studies_here_are_sound():
+    studies = sorted(path.stem for path in compare_script.STUDIES.glob("*.yaml"))
+    assert {"quickstart", "documents", "wmt14"} <= set(studies)
+    for name in studies:
+        study = compare_script.read_study(name)
+        assert study["baseline"] == study["arms"][0]["name"] == "Transformer", name
+
+
 def test_help():
     for script in "compare.sh", "plot_attention.py":
         shell = ["bash"] if script.endswith(".sh") else [sys.executable]
         shown = run([*shell, str(ROOT / "scripts" / script), "--help"]).stdout
-        assert f"usage: {script}" in shown and os.linesep in shown
+        assert f"usage: {script}" in shown and "--out" in shown
 
 
 def test_another_baseline_is_tested_anew(finished, data, tmp_path):
@@ -272,6 +300,9 @@ def test_another_baseline_is_tested_anew(finished, data, tmp_path):
     shutil.copytree(finished / "out", out, symlinks=True)
     study.write_text(STUDY + 'baseline: "Luna, a/b"\n', encoding="utf-8")
     run(compare(study, data, out))
-    rows = [line.split(" | ") for line in (out / "report.md").read_text(encoding="utf-8").splitlines()[:4]]
-    assert rows[0][-1] == "against Luna, a/b (p) |"
-    assert rows[2][-1].startswith("1: ") and rows[3][-1].strip(" |") == ""
+    text = (out / "report.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines()[:4]]
+    assert rows[0][-2:] == ["BLEU against Luna, a/b (p)", "chrF against Luna, a/b (p) |"]
+    assert all(cell.startswith("1: ") and ", 2: " in cell for cell in rows[2][-2:])
+    assert [cell.strip(" |") for cell in rows[3][-2:]] == ["", ""]
+    assert "Test of BLEU: `nrefs:1|bs:1000|seed:12345|" in text and "can tell is 0.001." in text

@@ -48,7 +48,8 @@ SPLITS = "train", "valid", "test"
 def test_sentences(tmp_path):
     many = "".join(f"Das ist der Satz {i}. :: This is sentence {i}.\n" for i in range(300))
     deb = package(tmp_path, "trans-de-en", {"usr/share/trans/de-en": ENTRIES + many})
-    text("sentences", "--out", tmp_path / "a b", "--debs", deb)
+    said = text("sentences", "--out", tmp_path / "a b", "--debs", deb).stdout
+    assert f"--train '{tmp_path / 'a b' / 'train'}' --valid" in said
     found = pairs(tmp_path / "a b")
     assert all(5 < len(found[split]) < 40 for split in ("valid", "test"))
     everything = [pair for split in SPLITS for pair in found[split]]

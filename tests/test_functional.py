@@ -99,14 +99,15 @@ def test_every_chunk_size_is_exact(chunk_size, decay):
 
 
 @pytest.mark.parametrize("form", [*FORMS, "naive"])
+@pytest.mark.parametrize("other", [*FORMS, "naive"])
 @pytest.mark.parametrize("cut", [1, 30, 99])
 @decays
-def test_goes_on_from_a_state(form, cut, decay):
-    product = partial({**FORMS, "naive": naive_causal_product}[form], decay=decay)
+def test_goes_on_from_a_state(form, other, cut, decay):
+    product, then = (partial({**FORMS, "naive": naive_causal_product}[name], decay=decay) for name in (form, other))
     x, y, z = inputs(100)
     whole, end = product(x, y, z, output_state=True)
     first, state = product(*(u[:, :, :cut] for u in (x, y, z)), output_state=True)
-    second, state = product(*(u[:, :, cut:] for u in (x, y, z)), state=state, output_state=True)
+    second, state = then(*(u[:, :, cut:] for u in (x, y, z)), state=state, output_state=True)
     close(torch.cat((first, second), dim=2), whole)
     close(state.mean, end.mean)
     assert state.steps == 100
@@ -351,6 +352,38 @@ def test_autocast_does_not_lower_the_sums(form):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out, _ = {**FORMS, "naive": naive_causal_product}[form](x, y, z)
     close(out.double(), want, tolerance=1e-5)
+
+
+@decays
+def test_autocast_does_not_lower_steps_and_gradients(decay):
+    x, y, z = (u.requires_grad_() for u in inputs(70, torch.float32))
+    value = inputs(70, torch.float32, seed=1)[1]
+
+    def run():
+        pack = z * z
+        whole, _ = causal_attention(x, y, value, pack, decay=decay)
+        state, steps = None, []
+        for t in range(70):
+            out, _, state = causal_attention_step(*(at(u, t) for u in (x, y, value, pack)), state, decay=decay)
+            steps.append(out)
+        return whole, torch.cat(steps, dim=1).transpose(1, 2)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run()
+        grads = torch.autograd.grad(found[0].square().sum(), (x, y, z))
+    want = run()
+    want_grads = torch.autograd.grad(want[0].square().sum(), (x, y, z))
+    for a, b in zip((*found, *grads), (*want, *want_grads)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "naive"])
+def test_a_decay_gets_no_gradient(form):
+    decay = DECAY.clone().requires_grad_()
+    x, y, z = (u.requires_grad_() for u in inputs(9))
+    out, _ = {**FORMS, "naive": naive_causal_product}[form](x, y, z, decay=decay)
+    out.sum().backward()
+    assert x.grad is not None and decay.grad is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

@@ -195,11 +195,12 @@ def test_the_state_is_of_constant_size(tied):
 
 @torch.no_grad()
 @variants
-def test_reordering_follows_the_beams(settings):
-    """Also when all hidden states are asked for, and when the batch shrinks."""
+@pytest.mark.parametrize("order", [[2, 0], [2, 0, 1]], ids=str)
+def test_reordering_follows_the_beams(settings, order):
+    """Also when all hidden states are asked for, when the batch shrinks, and when sentences change places."""
     model = sharpen(build(**settings))
     source, prev = sentences([12, 5, 2]), targets([6, 6, 6])
-    order = torch.tensor([2, 0])
+    order = torch.tensor(order)
     encoder_out, state = model.encoder(source, return_all_hiddens=True), {}
     assert len(encoder_out["encoder_states"]) == 3
     for t in range(5):

@@ -1,6 +1,8 @@
 """Forms for generation alone: prepared products, what is left out, and that training does not know of them."""
 
 import copy
+import pickle
+import re
 from argparse import Namespace
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from tiny import build, sentences, sharpen, targets
 
 from fairseq_luna import inference
+from fairseq_luna.config import FULL_CROSS, PLAIN_PACKS
 from fairseq_luna.inference import PRODUCTS, Linear, prepare_products
 
 
@@ -60,7 +63,9 @@ def test_products_without_onednn(precision, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "settings", [{}, {"untie_luna_kv": True}, {"pack_values": "plain"}], ids=["tied", "untied", "plain"]
+    "settings",
+    [{}, {"untie_luna_kv": True}, PLAIN_PACKS, FULL_CROSS, {"decoder_self_attention": "softmax"}],
+    ids=["tied", "untied", "plain", "full", "softmax"],
 )
 @pytest.mark.parametrize("precision", PRODUCTS)
 def test_a_prepared_model_says_the_same(precision, settings):
@@ -77,6 +82,33 @@ def test_a_prepared_model_says_the_same(precision, settings):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, PLAIN_PACKS, FULL_CROSS], ids=["tied", "plain", "full"])
+def test_every_prepared_product_is_used(settings):
+    """Also where a source is so long that projections would else be moved to the slots."""
+    settings = {**settings, "projection_length": 3, "inference_precision": "bf16", "max_source_positions": 300}
+    model = build(double=False, **settings)
+    model.prepare_for_inference_(generation())
+    calls = dict.fromkeys((name for name, layer in model.named_modules() if isinstance(layer, Linear)), 0)
+
+    def counted(name, product):
+        def call(x):
+            calls[name] += 1
+            return product(x)
+
+        return call
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear):
+            layer.prepared = counted(name, layer.prepared)
+    encoder_out, state = model.encoder(sentences([230, 100])), {}
+    for t in range(1, 3):
+        model.decoder(targets([2, 2])[:, :t], encoder_out, incremental_state=state)
+    # what the source decides once, the rest at each of two steps
+    once = re.compile(r"encoder\.|.*\.cross_attn\.[kv]_proj")
+    assert calls == {name: 1 if once.match(name) else 2 for name in calls}
+
+
 def test_new_weights_device_or_gradients_bring_the_plain_form_back():
     model = build(double=False, inference_precision="bf16")
     plain, source, prev = build(double=False, seed=2), sentences([12, 5]), targets([5, 5])
@@ -91,7 +123,9 @@ def test_new_weights_device_or_gradients_bring_the_plain_form_back():
     assert torch.equal(logits, want) and logits.requires_grad
     double = model.double().decoder(prev, model.encoder(source))[0]
     torch.testing.assert_close(double.float(), want)
-    assert copy.deepcopy(model) is not None
+    model.float().prepare_for_inference_(generation())
+    for other in copy.deepcopy(model), pickle.loads(pickle.dumps(model.decoder.output_projection)):
+        assert all(layer.prepared is None for layer in other.modules() if isinstance(layer, Linear))
 
 
 @torch.no_grad()

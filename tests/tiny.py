@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 import torch
 from fairseq.data import Dictionary
 
-from fairseq_luna.config import CROSS_ATTENTIONS, PLAIN_PACKS, SELF_ATTENTIONS, LunaTransformerConfig
+from fairseq_luna.config import CROSS_ATTENTIONS, FULL_CROSS, PLAIN_PACKS, SELF_ATTENTIONS, LunaTransformerConfig
 from fairseq_luna.model import LunaTransformerModel
 
 PAD, EOS = 1, 2
@@ -45,6 +45,7 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "gaussian-unpack": {"encoder_unpack_bias": "gaussian"},
     "decaying": {"causal_mean": "decaying"},
     "decaying-untied-pre-norm": {"causal_mean": "decaying", **UNTIED, **PRE_NORM},
+    "full-cross": {**FULL_CROSS, **PRE_NORM},
     "plain-packs": {**PLAIN_PACKS, **PRE_NORM, "projection_length": DIMS["projection_length"]},
 }
 # and every choice of attentions but the paper's
@@ -94,12 +95,12 @@ def build(size: int = 44, double: bool = True, seed: int = 1, **settings: Any) -
 
 
 def sharpen(model: LunaTransformerModel, seed: int = 2) -> LunaTransformerModel:
-    """Makes a fresh model opinionated: random biases, embeddings that tell words apart, and an
+    """Makes a fresh model opinionated: random biases, also of places, embeddings that tell words apart, and an
     end of sentence that comes at times."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith(("bias", "bias.shift", "bias.sharpness")):
                 p.add_(torch.randn(p.shape, generator=generator, dtype=torch.float64), alpha=0.3)
             elif "embed_tokens" in name or "output_projection" in name:
                 p.mul_(2)
