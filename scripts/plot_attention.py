@@ -182,7 +182,7 @@ def draw(maps: List[Maps], path: Path, text: str) -> None:
             axes.imshow(values.double().numpy(), cmap="Blues", vmin=0, aspect="auto")
             axes.set_xticks(range(len(across)), map(plain, across), rotation=90, fontsize=small)
             axes.set_yticks(range(len(down)), map(plain, down), fontsize=small)
-            axes.set_title(f"{part.name}: {title}, up to {float(values.max()):.2f}", fontsize=9)
+            axes.set_title(f"{part.name}: {title}\nup to {float(values.max()):.2f}", fontsize=8)
     with whole(path) as beside:
         figure.savefig(str(beside), dpi=100, format=path.suffix[1:])
 
