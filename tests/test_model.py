@@ -319,8 +319,8 @@ PARAMETERS = {
     "luna_transformer_tiny": 2_181_504,
     "luna_transformer_tiny_full_cross": 2_081_904,
     "luna_transformer_tiny_plain_packs": 2_085_128,
-    "luna_transformer_full_cross": 48_298_688,
-    "luna_transformer_plain_packs": 48_306_976,
+    "luna_transformer_full_cross": 48_301_760,
+    "luna_transformer_plain_packs": 48_311_072,
 }
 
 
