@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Optional
 
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -229,7 +229,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     for name, setting in LunaTransformerConfig.__dataclass_fields__.items():
         if not name.startswith("_"):
             # a checkpoint of an earlier version lacks what has come since
-            value = cfg.get(name) if isinstance(cfg, Mapping) else getattr(cfg, name, None)
+            value = cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
             values[name] = setting.default if value is None else value
     for name, leader in FOLLOWS.items():
         if values[name] is None:
