@@ -260,8 +260,9 @@ def replace_unknown_words() -> None:
         return load("" if replace_unk == "@@ " else replace_unk)
 
     def replace_unk(hypo_str, src_str, alignment, align_dict, unk):
-        if alignment and isinstance(alignment[0], list):  # of each target word the weights of all source words
-            alignment = [(max(range(len(row)), key=lambda i: float(row[i])), at) for at, row in enumerate(alignment)]
+        if alignment and isinstance(alignment[0], list):  # of each target word the weights of all source words and eos
+            words = range(max(1, len(alignment[0]) - 1))
+            alignment = [(max(words, key=lambda i: float(row[i])), at) for at, row in enumerate(alignment)]
         source_word = collections.defaultdict(int, ((target, source) for source, target in alignment))
         return replace(hypo_str, src_str, source_word, align_dict, unk)
 

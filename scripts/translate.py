@@ -65,7 +65,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def warn(message: str) -> None:
-    print(f"translate: {message}", file=sys.stderr, flush=True)
+    # of the script that was started: others load models by this one
+    name = Path(sys.argv[0]).stem.replace("_", "-")
+    print(f"{name}: {message}", file=sys.stderr, flush=True)
 
 
 class Line(NamedTuple):

@@ -108,7 +108,11 @@ def test_interactive_answers_every_line(data, learnt):
 
 
 @pytest.mark.stock
-@pytest.mark.parametrize("flags", [(), ("--print-alignment",)], ids=["alone", "with-alignment"])
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--print-alignment",), ("--print-alignment", "soft")],
+    ids=["alone", "with-alignment", "with-weights"],
+)
 def test_unknown_words_are_replaced_by_source_words(data, short, tmp_path, flags):
     """A model made to say nothing but <unk>: attention points at words of the source, known or not, not at slots."""
     lines = ["a b c d e f", "d", "x y"]

@@ -1,4 +1,4 @@
-"""scripts/compare.sh and scripts/plot_attention.py, whole, on a corpus of a few sentences."""
+"""scripts/compare.sh, plot_attention.py and gradients.py, whole, on a corpus of a few sentences."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ from commands import ENV, ROOT, prepared, run
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import compare as compare_script  # noqa: E402
+import gradients  # noqa: E402
 import plot_attention  # noqa: E402
 
 STUDY = """
@@ -279,6 +280,46 @@ def test_figures_of_attention():
     assert found == pytest.approx({"reads": 1, "overlap": 1, "survives": 0.25, "peak": 0.5})
 
 
+def test_gradients_by_module(finished, tmp_path):
+    models = [finished / "out" / name / "seed1" for name in ("Luna-a-b", "Transformer")]
+
+    def measured(*words) -> list:
+        command = [
+            sys.executable,
+            str(ROOT / "scripts" / "gradients.py"),
+            "--batches",
+            "2",
+            "--out",
+            str(tmp_path / "a"),
+        ]
+        done = run([*command, *words, "--model", *map(str, models)])
+        assert "| reaches the source |" in done.stdout and "Warning" not in done.stderr
+        return list(json.loads((tmp_path / "a").read_text(encoding="utf-8"))["means"].values())
+
+    trained, begun = measured(), measured("--start")
+    assert begun == measured("--start")
+    for after, before in zip(trained, begun):
+        assert after["loss"] < before["loss"]
+        assert "the rest" not in after and all(value > 0 for value in after.values()) and after["tells apart"] < 1
+    luna, transformer = map(set, trained)
+    assert luna - transformer == {"packs of the encoder", "packs of the cross attention"} and transformer < luna
+    assert (
+        "holds no model"
+        in run([sys.executable, str(ROOT / "scripts" / "gradients.py"), "--model", str(tmp_path)], fails=True).stderr
+    )
+
+
+def test_what_tells_positions_apart():
+    import torch
+
+    tokens = torch.tensor([[True, True, True, False]])
+    same, opposite = torch.ones(1, 4, 2), torch.tensor([[[1.0], [-1.0], [0.0], [7.0]]])
+    assert gradients.apart(same, tokens) == 0
+    assert gradients.apart(opposite, tokens) == 1
+    # the mean, 2, leaves 1 and 1 of squares 9 and 1
+    assert gradients.apart(torch.tensor([[[3.0], [1.0]]]), tokens[:, :2]) == pytest.approx(0.2)
+
+
 def test_the_studies_here_are_sound():
     studies = sorted(path.stem for path in compare_script.STUDIES.glob("*.yaml"))
     assert {"quickstart", "documents", "wmt14"} <= set(studies)
@@ -288,7 +329,7 @@ def test_the_studies_here_are_sound():
 
 
 def test_help():
-    for script in "compare.sh", "plot_attention.py":
+    for script in "compare.sh", "plot_attention.py", "gradients.py":
         shell = ["bash"] if script.endswith(".sh") else [sys.executable]
         shown = run([*shell, str(ROOT / "scripts" / script), "--help"]).stdout
         assert f"usage: {script}" in shown and "--out" in shown
