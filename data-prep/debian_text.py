@@ -158,7 +158,7 @@ def sentences(path: Path) -> List[Pair]:
 def split_sentences(pairs: List[Pair]) -> Dict[str, List[Pair]]:
     splits: Dict[str, List[Pair]] = {"train": [], "valid": [], "test": []}
     for english, other in pairs:
-        # like sentences, differing in case or marks alone, stay together
+        # like sentences, differing in case or in marks after a word, stay together
         splits[part(re.sub(r"\W+", " ", english.lower()))].append((english, other))
     return splits
 

@@ -150,6 +150,11 @@ def read_study(name: str) -> Dict[str, Any]:
             value = owner.get(key, kind())
             if not isinstance(value, kind) or not all(isinstance(each, inner) for each in value):
                 raise Problem(f"{path}: {key} must be a {KINDS[kind]}, but is {value}")
+        for key, value in owner.get("overrides", {}).items():
+            if key == "model" or isinstance(value, dict):
+                raise Problem(
+                    f"{path}: {key}: {value} is no override: write each as model.dropout: 0.1, an arm's model as arch"
+                )
     wrong = set(study.get("decoding", {})) - set(DECODING)
     if wrong:
         raise Problem(f"{path}: decoding has {', '.join(sorted(wrong))}; possible are {', '.join(sorted(DECODING))}")
@@ -239,7 +244,7 @@ class Study:
         settings["overrides"] = self.study.get("overrides", {})
         settings.update({"given": self.args.overrides, "data": fingerprint(self.args.data / "manifest.json")})
         if self.args.start:
-            settings["start"] = str(self.args.start)
+            settings["start"] = str(self.args.start.resolve())
         begun = read_json(self.out / "settings.json")
         if begun and begun != settings and has_trained(self.out):
             raise Problem(

@@ -3,7 +3,7 @@
 Rows are, for one batch and then the mean of all,
 
   loss               as in training, smoothed, in nats per piece
-  reaches the source norm of the gradient at the encoder's output
+  reaches the source norm of the gradient at the embeddings of the source, by all ways
   tells apart        share of its square that is left when the mean over the positions of each sentence is taken away:
                      what could tell one source word from another (uniform attention leaves nothing)
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from average_checkpoints import count
-from common import entry, import_plugin, write_json
+from common import Problem, entry, import_plugin, write_json
 from translate import Translator
 
 # the first that matches names the module
@@ -78,6 +78,9 @@ def measure(folder: Path, batches: int, start: bool) -> Dict[str, float]:
         [str(checkpoint)], {"data": str(data), **NO_DROPOUT}
     )
     if start:
+        if cfg.checkpoint.finetune_from_model:
+            begin = cfg.checkpoint.finetune_from_model
+            raise Problem(f"{folder} did not start from its seed, but from {begin}: look at that with --model")
         utils.set_torch_seed(cfg.common.seed)
         model = task.build_model(cfg.model)
     model.train()  # at rest, fairseq's layers may take other ways, without gradients
@@ -86,6 +89,8 @@ def measure(folder: Path, batches: int, start: bool) -> Dict[str, float]:
     batches_of_seed = task.get_batch_iterator(
         task.dataset("train"),
         max_tokens=cfg.dataset.max_tokens,
+        max_sentences=cfg.dataset.batch_size,
+        required_batch_size_multiple=cfg.dataset.required_batch_size_multiple,
         max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
         ignore_invalid_inputs=True,
         seed=cfg.common.seed,
@@ -100,25 +105,20 @@ def measure(folder: Path, batches: int, start: bool) -> Dict[str, float]:
 def gradients(model: Any, criterion: Any, sample: dict) -> Dict[str, float]:
     """The rows of one batch."""
     seen: List[Any] = []
-    # the last layer hands on P as well, with Luna
-    last = model.encoder.layer_norm or model.encoder.layers[-1]
-    hook = last.register_forward_hook(
-        lambda module, inputs, outputs: seen.append(outputs[0] if isinstance(outputs, tuple) else outputs)
-    )
+    hook = model.encoder.embed_tokens.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
     try:
         loss, pieces, _ = criterion(model, sample)
     finally:
         hook.remove()
-    (source,) = seen
+    source = seen[0]  # the decoder may share the embedding, but comes later
     source.retain_grad()
     model.zero_grad()
     (loss / pieces).backward()
-    grad = source.grad if hasattr(model, "inference_precision") else source.grad.transpose(0, 1)
     tokens = sample["net_input"]["src_tokens"] != model.encoder.padding_idx
     found = {
         "loss": float(loss.detach() / pieces),
-        "reaches the source": float(grad.norm()),
-        "tells apart": apart(grad, tokens),
+        "reaches the source": float(source.grad.norm()),
+        "tells apart": apart(source.grad, tokens),
     }
     squares: Dict[str, float] = {}
     for name, parameter in model.named_parameters():

@@ -135,7 +135,7 @@ class Translator:
         if missing:
             raise Problem(
                 f"{folder} holds no model ({missing[0]} is missing): "
-                f"give --model the folder of a finished `bash scripts/quickstart.sh --out {folder}`"
+                "give --model the folder of a finished run of scripts/quickstart.sh or scripts/train.sh"
             )
         return found
 
