@@ -243,9 +243,10 @@ class Study:
         settings = {"config": config.stem, "config sha256": fingerprint(config)}
         settings["overrides"] = self.study.get("overrides", {})
         settings.update({"given": self.args.overrides, "data": fingerprint(self.args.data / "manifest.json")})
+        begun = read_json(self.out / "settings.json", {})
         if self.args.start:
-            settings["start"] = str(self.args.start.resolve())
-        begun = read_json(self.out / "settings.json")
+            same = Path(begun.get("start", "")).resolve() == self.args.start.resolve()
+            settings["start"] = begun["start"] if same and "start" in begun else str(self.args.start)
         if begun and begun != settings and has_trained(self.out):
             raise Problem(
                 f"{self.out} was begun with other settings: {'; '.join(differences(begun, settings))}. "

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,7 @@ def test_trained_on_from_another_study(finished, data):
         (here,) = arm["trainings"]
         there = json.loads((finished / "out" / here["run"] / "scores.json").read_text(encoding="utf-8"))
         assert here["valid nll by updates"]["6"] < there["valid nll by updates"]["6"] - 0.05
+    run(compare(study, data, out, "--seeds", 1, "--start", os.path.relpath(finished / "out"), words[-1]))
     begun_here = [
         sys.executable,
         str(ROOT / "scripts" / "gradients.py"),
