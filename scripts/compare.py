@@ -245,8 +245,9 @@ class Study:
         settings.update({"given": self.args.overrides, "data": fingerprint(self.args.data / "manifest.json")})
         begun = read_json(self.out / "settings.json", {})
         if self.args.start:
-            same = Path(begun.get("start", "")).resolve() == self.args.start.resolve()
-            settings["start"] = begun["start"] if same and "start" in begun else str(self.args.start)
+            before = begun.get("start")  # the same folder may be given by another path
+            same = before and Path(before).resolve() == self.args.start.resolve()
+            settings["start"] = before if same else str(self.args.start)
         if begun and begun != settings and has_trained(self.out):
             raise Problem(
                 f"{self.out} was begun with other settings: {'; '.join(differences(begun, settings))}. "
