@@ -46,10 +46,11 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         """
         source, target = task.source_dictionary, task.target_dictionary
         cfg = checked(cfg)
-        if getattr(getattr(task, "cfg", None), "left_pad_target", False) is True:
+        settings = getattr(task, "cfg", None) or getattr(task, "args", None)  # of older tasks
+        if getattr(settings, "left_pad_target", False) is True:
             raise ValueError(
-                "--left-pad-target True does not go with Luna, whose causal mean counts from the "
-                "first target position; leave it at its default, False."
+                "--left-pad-target does not go with Luna, whose causal mean counts from the first target position; "
+                "leave it out."
             )
         if cfg.share_all_embeddings and source != target:
             raise ValueError(
