@@ -1,6 +1,7 @@
 """`python -m fairseq_luna`: the folder to give to fairseq's --user-dir, and what there is to set."""
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -66,7 +67,10 @@ def list_settings(arch: str) -> int:
     if arch not in ARCHITECTURES:
         print(f"--settings {arch} is no architecture; choose from {', '.join(ARCHITECTURES)}.", file=sys.stderr)
         return 1
-    print(text(arch, shutil.get_terminal_size((100, 24)).columns))
+    try:
+        print(text(arch, shutil.get_terminal_size((100, 24)).columns), flush=True)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

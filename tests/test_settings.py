@@ -59,6 +59,11 @@ def test_fairseq_takes_every_flag_that_is_listed():
     helps = {option: action.help for action in parser._actions for option in action.option_strings}
     assert {flag(setting.name): setting.help for setting in listed}.items() <= helps.items()
     assert {"--clip-mode", "--milestones", "--projection-length"} <= {flag(setting.name) for setting in listed}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Settings")[2].partition("\n## ")[0]
+    told = {"--arch", "--optimizer", "--lr-scheduler", *(flag(setting.name) for setting in listed)}
+    rows = [line for line in readme.splitlines() if line.startswith("|")]
+    assert len(rows) > 5 and set(re.findall("`(--[a-z-]+)`", "".join(rows))) <= told
+    assert set(re.findall(r"`(luna_transformer\w*)`", readme)) <= set(ARCHITECTURES)
 
 
 @pytest.mark.stock
