@@ -1,4 +1,4 @@
-.PHONY: check test format
+.PHONY: check test format settings
 
 export VENV ?= .venv
 
@@ -12,3 +12,8 @@ format:
 	@bash scripts/setup.sh
 	@"$(VENV)/bin/ruff" check --fix .
 	@"$(VENV)/bin/ruff" format .
+
+# the files that list the model's settings: run it when fairseq_luna/config.py has changed
+settings:
+	@bash scripts/setup.sh
+	@"$(VENV)/bin/python" scripts/write_settings.py

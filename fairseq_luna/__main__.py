@@ -1,6 +1,8 @@
-"""`python -m fairseq_luna`: the folder to give to fairseq's --user-dir."""
+"""`python -m fairseq_luna`: the folder to give to fairseq's --user-dir, and what there is to set."""
 
 import argparse
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,8 +17,18 @@ def main() -> int:
     parser.add_argument(
         "--versions", action="store_true", help="print the versions found and whether they were tested together"
     )
-    if parser.parse_args().versions:
+    parser.add_argument(
+        "--settings",
+        nargs="?",
+        const="luna_transformer",
+        metavar="ARCH",
+        help="print all settings of an architecture (default: %(const)s), their defaults and what they mean",
+    )
+    args = parser.parse_args()
+    if args.versions:
         return report()
+    if args.settings:
+        return list_settings(args.settings)
     print(Path(__file__).resolve().parent)
     return 0
 
@@ -36,6 +48,29 @@ def report() -> int:
     except ImportError as error:
         print(error)
         return 1
+    return 0
+
+
+def list_settings(arch: str) -> int:
+    """Print the settings of an architecture; 1 where there is none of that name, or fairseq cannot be used."""
+    from .compat import silence_deprecations
+
+    silence_deprecations()
+    try:
+        require_fairseq()
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    from .config import ARCHITECTURES
+    from .settings import text
+
+    if arch not in ARCHITECTURES:
+        print(f"--settings {arch} is no architecture; choose from {', '.join(ARCHITECTURES)}.", file=sys.stderr)
+        return 1
+    try:
+        print(text(arch, shutil.get_terminal_size((100, 24)).columns), flush=True)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -155,18 +155,27 @@ def update(theta: Tensor, g: Tensor, state: Dict[str, Any], group: Dict[str, Any
 class FairseqApolloConfig(FairseqDataclass):
     """Settings of `--optimizer apollo`; the defaults are the paper's."""
 
-    apollo_beta: float = field(default=0.9, metadata={"help": "beta of Apollo's running mean of gradients"})
-    apollo_eps: float = field(default=1e-4, metadata={"help": "epsilon of Apollo's norms"})
-    rebound: Rebound = field(  # type: ignore[valid-type]
-        default="constant", metadata={"help": "smallest curvature of Apollo"}
+    apollo_beta: float = field(
+        default=0.9, metadata={"help": "weight of the past in the running mean of gradients, in [0, 1)"}
     )
-    weight_decay: float = field(default=0.0, metadata={"help": "weight decay"})
+    apollo_eps: float = field(default=1e-4, metadata={"help": "added to norms, so that nothing is divided by zero"})
+    rebound: Rebound = field(  # type: ignore[valid-type]
+        default="constant",
+        metadata={"help": "the smallest curvature: constant, or belief, the largest surprise of the gradient"},
+    )
+    weight_decay: float = field(default=0.0, metadata={"help": "factor of the weight decay"})
     weight_decay_type: WeightDecayType = field(  # type: ignore[valid-type]
-        default="L2", metadata={"help": "what the weight decay is added to: the gradient (L2) or the step"}
+        default="L2",
+        metadata={
+            "help": "what the weight decay is added to: the gradient (L2), the step (decoupled), or the step over the "
+            "mean curvature (stable)"
+        },
     )
     clip_mode: ClipMode = field(  # type: ignore[valid-type]
         default="total",
-        metadata={"help": "what --clip-norm is the largest norm of: the whole gradient, or each parameter's own"},
+        metadata={
+            "help": "what --clip-norm limits: the norm of the total gradient, or of the gradient of each parameter"
+        },
     )
     lr: List[float] = II("optimization.lr")
     # which wrapper fairseq puts around the optimizer

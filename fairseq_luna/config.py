@@ -1,8 +1,8 @@
 """The model's settings, the named architectures, and the check of both."""
 
 import logging
-from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Dict, List, Optional, Type
 
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -38,86 +38,103 @@ def _help(text: str) -> Dict[str, str]:
 class LunaTransformerConfig(FairseqDataclass):
     """Settings of a Luna Transformer; the defaults are the paper's base model with l = 32."""
 
+    # Beside the name of the model: a name that is changed alone, over settings that are listed, is noticed by it.
+    arch: str = field(default="luna_transformer", metadata=_help("the architecture that the settings below are of"))
+
     # Luna
     projection_length: int = field(default=32, metadata=_help("l, the number of slots of the packed sequence P"))
     fix_projection_length: bool = field(
-        default=False, metadata=_help("use all l slots even for sentences shorter than l")
+        default=False, metadata=_help("use all l slots, also for sentences shorter than l")
     )
-    untie_luna_kv: bool = field(default=False, metadata=_help("separate projections for keys and values"))
+    untie_luna_kv: bool = field(default=False, metadata=_help("use separate projections for keys and values"))
     causal_activation: CausalActivation = field(  # type: ignore[valid-type]
-        default="softplus", metadata=_help("w of the decoder's causal pack")
+        default="softplus",
+        metadata=_help("w, the activation of the decoder's causal pack: softplus, or elu for elu(x) + 1"),
     )
     causal_mean: CausalMean = field(  # type: ignore[valid-type]
         default="flat",
-        metadata=_help("of the past, in the decoder's self-attention; decaying: each head with a decay of its own"),
+        metadata=_help(
+            "mean of the past in the decoder: flat weighs all words alike, decaying has heads forget at their own rates"
+        ),
     )
     pack_bias: Bias = field(  # type: ignore[valid-type]
         default="none",
         metadata=_help(
-            "gaussian: packs of the source begin local, slots spread over the sentence, widths and centres learned"
+            "where slots read the source: everywhere (none), or each near a learned place of its own (gaussian)"
         ),
     )
     pack_values: PackValues = field(  # type: ignore[valid-type]
         default="projected",
         metadata=_help(
-            "of packs of the source: projected states, or plain ones (keys of its slots untied for the decoder)"
+            "what slots average: projected states, or plain ones as they are (then read with separate keys and values)"
         ),
     )
     encoder_unpack_bias: Bias = field(  # type: ignore[valid-type]
-        default="none", metadata=_help("gaussian: positions of the encoder begin by reading the slots near them")
+        default="none",
+        metadata=_help(
+            "which slots a position of the encoder reads: all alike (none), or rather those near it (gaussian)"
+        ),
     )
     encoder_self_attention: SelfAttention = field(  # type: ignore[valid-type]
-        default="luna", metadata=_help("linear in the source, or ordinary attention")
+        default="luna", metadata=_help("luna is linear in the length of the source, softmax is ordinary attention")
     )
     decoder_self_attention: SelfAttention = field(  # type: ignore[valid-type]
-        default="luna", metadata=_help("a state of constant size, or ordinary attention to all of the past")
+        default="luna",
+        metadata=_help("luna keeps a state of constant size, softmax is ordinary attention to all of the past"),
     )
     cross_attention: CrossAttention = field(  # type: ignore[valid-type]
-        default="packed", metadata=_help("the decoder reads the slots of the source, or all of its positions")
+        default="packed",
+        metadata=_help("what the decoder reads: packed is the slots of the source, full is all of its positions"),
     )
 
     # encoder
-    encoder_embed_path: Optional[str] = field(default=None, metadata=_help("path to pre-trained encoder embeddings"))
-    encoder_embed_dim: int = field(default=512, metadata=_help("encoder dimension"))
-    encoder_ffn_embed_dim: int = field(default=2048, metadata=_help("encoder dimension of the feed-forward"))
-    encoder_layers: int = field(default=6, metadata=_help("number of encoder layers"))
-    encoder_attention_heads: int = field(default=8, metadata=_help("number of encoder attention heads"))
+    encoder_embed_path: Optional[str] = field(
+        default=None, metadata=_help("file with pre-trained embeddings of the source")
+    )
+    encoder_embed_dim: int = field(default=512, metadata=_help("dimension of the encoder"))
+    encoder_ffn_embed_dim: int = field(default=2048, metadata=_help("dimension of the feed-forward in the encoder"))
+    encoder_layers: int = field(default=6, metadata=_help("number of layers of the encoder"))
+    encoder_attention_heads: int = field(default=8, metadata=_help("number of attention heads of the encoder"))
     encoder_projected_attention_heads: Optional[int] = field(
         default=None,
-        metadata=_help("heads of the encoder's pack (default: --encoder-attention-heads)"),
+        metadata=_help("number of heads that pack in the encoder (default: --encoder-attention-heads)"),
     )
     encoder_normalize_before: bool = field(
-        default=False, metadata=_help("layer norm before each encoder block (pre-norm)")
+        default=False, metadata=_help("put the layer norm before each block of the encoder (pre-norm)")
     )
-    encoder_learned_pos: bool = field(default=False, metadata=_help("learned positions in the encoder"))
+    encoder_learned_pos: bool = field(default=False, metadata=_help("learn the positions of the encoder"))
 
     # decoder
-    decoder_embed_path: Optional[str] = field(default=None, metadata=_help("path to pre-trained decoder embeddings"))
+    decoder_embed_path: Optional[str] = field(
+        default=None, metadata=_help("file with pre-trained embeddings of the target")
+    )
     decoder_embed_dim: Optional[int] = field(
-        default=None, metadata=_help("decoder dimension (default: --encoder-embed-dim)")
+        default=None, metadata=_help("dimension of the decoder (default: --encoder-embed-dim)")
     )
     decoder_ffn_embed_dim: Optional[int] = field(
         default=None,
-        metadata=_help("decoder dimension of the feed-forward (default: --encoder-ffn-embed-dim)"),
+        metadata=_help("dimension of the feed-forward in the decoder (default: --encoder-ffn-embed-dim)"),
     )
-    decoder_layers: int = field(default=6, metadata=_help("number of decoder layers"))
-    decoder_attention_heads: int = field(default=8, metadata=_help("number of decoder attention heads"))
+    decoder_layers: int = field(default=6, metadata=_help("number of layers of the decoder"))
+    decoder_attention_heads: int = field(default=8, metadata=_help("number of attention heads of the decoder"))
     decoder_projected_attention_heads: Optional[int] = field(
         default=None,
-        metadata=_help("heads of the cross attention's pack (default: --decoder-attention-heads)"),
+        metadata=_help("number of heads that pack the source for the decoder (default: --decoder-attention-heads)"),
     )
     decoder_normalize_before: bool = field(
-        default=False, metadata=_help("layer norm before each decoder block (pre-norm)")
+        default=False, metadata=_help("put the layer norm before each block of the decoder (pre-norm)")
     )
-    decoder_learned_pos: bool = field(default=False, metadata=_help("learned positions in the decoder"))
+    decoder_learned_pos: bool = field(default=False, metadata=_help("learn the positions of the decoder"))
 
     # regularisation and activation
-    dropout: float = field(default=0.1, metadata=_help("dropout probability"))
-    attention_dropout: float = field(default=0.0, metadata=_help("dropout probability of attention weights"))
+    dropout: float = field(default=0.1, metadata=_help("probability of dropout"))
+    attention_dropout: float = field(default=0.0, metadata=_help("probability of dropout of attention weights"))
     activation_dropout: float = field(
-        default=0.0, metadata=_help("dropout probability after the feed-forward's activation")
+        default=0.0, metadata=_help("probability of dropout after the activation of the feed-forward")
     )
-    word_dropout: float = field(default=0.0, metadata=_help("dropout probability of whole tokens, source and target"))
+    word_dropout: float = field(
+        default=0.0, metadata=_help("probability of dropout of whole tokens, in source and target")
+    )
     activation_fn: ActivationFn = field(  # type: ignore[valid-type]
         default="relu", metadata=_help("activation of the feed-forward")
     )
@@ -125,25 +142,39 @@ class LunaTransformerConfig(FairseqDataclass):
     # generation
     inference_precision: InferencePrecision = field(  # type: ignore[valid-type]
         default="fp32",
-        metadata=_help("of the products with weights in generation on a CPU (settable by --model-overrides)"),
+        metadata=_help(
+            "precision of products with weights when a CPU generates: fp32, bf16 or int8 (also by --model-overrides)"
+        ),
     )
 
-    # embeddings
+    # embeddings and positions
     share_all_embeddings: bool = field(
         default=False,
-        metadata=_help("one embedding for source, target and output (needs a joined dictionary)"),
+        metadata=_help("use one embedding for source, target and output (needs a joined dictionary)"),
     )
-    share_decoder_input_output_embed: bool = field(default=False, metadata=_help("one embedding for target and output"))
-    layernorm_embedding: bool = field(default=False, metadata=_help("layer norm on embeddings"))
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata=_help("use one embedding for target and output")
+    )
+    layernorm_embedding: bool = field(default=False, metadata=_help("put a layer norm on the embeddings"))
     no_scale_embedding: bool = field(
         default=False, metadata=_help("do not scale embeddings by the square root of the dimension")
     )
     no_token_positional_embeddings: bool = field(
-        default=False, metadata=_help("no positions, of tokens and slots alike")
+        default=False, metadata=_help("leave out positions, of tokens and of slots")
     )
     max_source_positions: int = field(default=1024, metadata=_help("longest source, in tokens"))
     max_target_positions: int = field(default=1024, metadata=_help("longest target, in tokens"))
 
+
+# The setting that each group begins with, for those who list the settings.
+GROUPS = {
+    "projection_length": "Luna",
+    "encoder_embed_path": "encoder",
+    "decoder_embed_path": "decoder",
+    "dropout": "regularisation and activation",
+    "inference_precision": "generation",
+    "share_all_embeddings": "embeddings and positions",
+}
 
 # The paper's large models are post-norm. What goes beyond it trains better with pre-norm (docs/quality-trials.md).
 PRE_NORM: Dict[str, Any] = {"encoder_normalize_before": True, "decoder_normalize_before": True}
@@ -180,7 +211,8 @@ PLAIN_PACKS: Dict[str, Any] = {
     "encoder_unpack_bias": "gaussian",
 }
 
-# What each named architecture sets beside the defaults; configs/model/ says the same in YAML.
+# What each named architecture sets beside the defaults. `make settings` writes the same as YAML, to configs/model/.
+# A setting that comes later stays out of the older ones: their checkpoints were trained with its default.
 ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     "luna_transformer": {},
     "luna_transformer_full_cross": {**FULL_CROSS, "encoder_ffn_embed_dim": 1920},
@@ -207,6 +239,51 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     },
 }
 
+LOCAL = "local packs and a decaying mean"
+DESCRIPTIONS = {
+    "luna_transformer": "the paper's base size with l = 32",
+    "luna_transformer_full_cross": f"luna_transformer with a decoder that reads all of the source, {LOCAL}",
+    "luna_transformer_tiny": "the size of scripts/quickstart.sh",
+    "luna_transformer_tiny_full_cross": f"luna_transformer_tiny with a decoder that reads all of the source, {LOCAL}",
+    "luna_transformer_plain_packs": f"luna_transformer all packed, with l = 32, plain values, {LOCAL}",
+    "luna_transformer_tiny_plain_packs": f"luna_transformer_tiny all packed, with l = 32, plain values, {LOCAL}",
+    "luna_transformer_iwslt_de_en": "for corpora of 100,000 to 300,000 pairs",
+    "luna_transformer_wmt_en_de": "the paper's WMT14 English-German model, tied keys and values",
+    "luna_transformer_wmt_en_de_untied": "the paper's WMT14 English-German model, untied keys and values",
+    "luna_transformer_wmt_en_de_full_cross": (
+        f"luna_transformer_wmt_en_de with a decoder that reads all of the source, {LOCAL}"
+    ),
+    "luna_transformer_wmt_en_de_plain_packs": (
+        f"luna_transformer_wmt_en_de all packed, with l = 32, plain values, {LOCAL}"
+    ),
+    "luna_transformer_wmt_en_de_big": "the dimensions of Transformer-big",
+}
+
+
+def _config_of(arch: str) -> Type[LunaTransformerConfig]:
+    """The settings of an architecture as a class, with its own defaults."""
+    settings = ARCHITECTURES[arch]
+    if not settings:
+        return LunaTransformerConfig
+    fields = LunaTransformerConfig.__dataclass_fields__
+    defaults = [
+        (name, fields[name].type, field(default=value, metadata=fields[name].metadata))
+        for name, value in {"arch": arch, **settings}.items()
+    ]
+    name = camel_case(arch) + "Config"
+    config = make_dataclass(name, defaults, bases=(LunaTransformerConfig,), namespace={"__module__": __name__})
+    config.__doc__ = f"Settings of `{arch}`: {DESCRIPTIONS[arch]}."
+    globals()[name] = config  # where pickle looks for it
+    return config
+
+
+def camel_case(arch: str) -> str:
+    """luna_transformer_tiny -> LunaTransformerTiny"""
+    return "".join(part.capitalize() for part in arch.split("_"))
+
+
+CONFIGS = {arch: _config_of(arch) for arch in ARCHITECTURES}
+
 # Settings that follow another one unless given.
 FOLLOWS = {
     "encoder_projected_attention_heads": "encoder_attention_heads",
@@ -225,11 +302,21 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     Raises:
         ValueError: if settings contradict each other or make no model.
     """
+
+    def given(name: str) -> Any:
+        return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
+
+    model, arch = given("_name"), given("arch")
+    if model and arch and model != arch:
+        raise ValueError(
+            f"The model is named {model}, but its settings are listed and are those of {arch}: a name alone does not "
+            f"change them. Choose the model by model={model}, or by --arch {model}."
+        )
     values: Dict[str, Any] = {}
     for name, setting in LunaTransformerConfig.__dataclass_fields__.items():
         if not name.startswith("_"):
             # a checkpoint of an earlier version lacks what has come since
-            value = cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
+            value = given(name)
             values[name] = setting.default if value is None else value
     for name, leader in FOLLOWS.items():
         if values[name] is None:

@@ -13,14 +13,16 @@ from omegaconf import II
 class MilestoneConfig(FairseqDataclass):
     """Settings of `--lr-scheduler milestone`."""
 
-    warmup_updates: int = field(default=0, metadata={"help": "updates over which the learning rate rises to --lr"})
-    warmup_init_lr: float = field(default=0.0, metadata={"help": "learning rate of the first update of the warm-up"})
+    warmup_updates: int = field(
+        default=0, metadata={"help": "number of updates over which the learning rate rises to --lr"}
+    )
+    warmup_init_lr: float = field(
+        default=0.0, metadata={"help": "learning rate of the first update, from which the warm-up rises"}
+    )
     milestones: List[int] = field(
         default_factory=list, metadata={"help": "updates after which the learning rate falls, e.g. 300000,450000"}
     )
-    lr_decay_rate: float = field(
-        default=0.1, metadata={"help": "what the learning rate is multiplied by at each milestone"}
-    )
+    lr_decay_rate: float = field(default=0.1, metadata={"help": "factor of the learning rate at each milestone"})
     lr: List[float] = II("optimization.lr")
 
 

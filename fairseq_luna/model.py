@@ -1,17 +1,17 @@
 """The Luna Transformer as fairseq knows it: registration, building, checkpoints."""
 
-from typing import Any, Dict
+from argparse import ArgumentParser
+from typing import Any, Dict, Type
 
 import torch
-from fairseq.models import (
-    FairseqEncoderDecoderModel,
-    register_model,
-    register_model_architecture,
-)
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.models.transformer import TransformerModelBase
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from .config import ARCHITECTURES, LunaTransformerConfig, checked
+from .config import CONFIGS, LunaTransformerConfig, camel_case, checked
 from .decoder import LunaDecoder
 from .encoder import LunaEncoder
 from .inference import prepare_products
@@ -23,6 +23,15 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
     """Sequence-to-sequence Transformer with Luna attention throughout (arXiv 2106.01540)."""
 
     inference_precision = "fp32"
+
+    @classmethod
+    def add_args(cls, parser: ArgumentParser) -> None:
+        """Called by fairseq: adds the flags of all settings, without defaults.
+
+        They are the same for every architecture. Made from the settings of one that is pre-norm, fairseq's
+        --encoder-normalize-before would switch that off.
+        """
+        gen_parser_from_dataclass(parser, LunaTransformerConfig(), delete_default=True)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "LunaTransformerModel":
@@ -37,10 +46,11 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         """
         source, target = task.source_dictionary, task.target_dictionary
         cfg = checked(cfg)
-        if getattr(getattr(task, "cfg", None), "left_pad_target", False) is True:
+        settings = getattr(task, "cfg", None) or getattr(task, "args", None)  # of older tasks
+        if getattr(settings, "left_pad_target", False) is True:
             raise ValueError(
-                "--left-pad-target True does not go with Luna, whose causal mean counts from the "
-                "first target position; leave it at its default, False."
+                "--left-pad-target does not go with Luna, whose causal mean counts from the first target position; "
+                "leave it out."
             )
         if cfg.share_all_embeddings and source != target:
             raise ValueError(
@@ -53,6 +63,7 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         if not cfg.share_all_embeddings:
             decoder_embed = build_embedding(cfg, target, cfg.decoder_embed_dim, cfg.decoder_embed_path)
         model = cls(LunaEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed))
+        model.cfg = cfg
         model.inference_precision = cfg.inference_precision
         return model
 
@@ -98,14 +109,18 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         super().upgrade_state_dict_named(state_dict, name)
 
 
-def _register(arch: str, settings: Dict[str, Any]) -> None:
-    @register_model_architecture("luna_transformer", arch)
-    def set_defaults(args: Any) -> None:
-        for key, value in settings.items():
-            setattr(args, key, getattr(args, key, value))
+def _register(arch: str, config: Type[LunaTransformerConfig]) -> None:
+    """A model of its own for each architecture: fairseq fills in the defaults of the model before it asks what an
+    architecture would set."""
+    if arch != "luna_transformer":
+        name = camel_case(arch) + "Model"
+        model = type(name, (LunaTransformerModel,), {"__module__": __name__, "__doc__": config.__doc__})
+        globals()[name] = register_model(arch, dataclass=config)(model)
+    # As values without the type that fairseq has put in: settings of one type that are read as another would be refused
+    # by omegaconf before `checked` can say what to do.
+    values: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    ConfigStore.instance().store(name=arch, group="model", node={**values, "_name": arch}, provider="fairseq")
 
 
-for _arch, _settings in ARCHITECTURES.items():
-    # registering the model has registered the architecture of its name
-    if _arch != "luna_transformer":
-        _register(_arch, _settings)
+for _arch, _config in CONFIGS.items():
+    _register(_arch, _config)

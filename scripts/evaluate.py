@@ -7,7 +7,7 @@ Options after `--` are handed to fairseq-generate."""
 import argparse
 import sys
 from pathlib import Path
-from typing import List, Optional
+from typing import Any, List, Optional
 
 import recipes
 from average_checkpoints import average_last, count, count_updates
@@ -215,7 +215,7 @@ class Evaluation:
         models, cfg, _ = load_model_ensemble_and_task([str(self.model)], overrides, state=state)
         made = read_json(self.model.with_suffix(".json"), {})
         facts = {
-            "arch": getattr(cfg.model, "arch", None) or cfg.model._name,
+            "arch": architecture(cfg.model),
             "parameters": sum(parameter.numel() for parameter in models[0].parameters()),
             "updates": count_updates(state),
             "average of": made.get("inputs", "unknown"),
@@ -244,6 +244,22 @@ class Evaluation:
 
     def text(self, subset: str, lang: str) -> List[str]:
         return list(read_lines(self.args.data / "raw" / f"{subset}.{lang}"))
+
+
+def architecture(model: Any) -> str:
+    """The named architecture whose settings a model has, and where no other has them the one that it was built by.
+
+    Names alone do not tell: earlier versions called all models of a YAML in configs/model/ luna_transformer, and named
+    a model of the base size as a YAML of the user's own did.
+    """
+    from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig
+
+    built_by = getattr(model, "arch", None) or model._name
+    if not hasattr(model, "projection_length"):
+        return built_by
+    usual = {key: getattr(LunaTransformerConfig, key) for settings in ARCHITECTURES.values() for key in settings}
+    has = {key: getattr(model, key, default) for key, default in usual.items()}
+    return next((arch for arch, settings in ARCHITECTURES.items() if {**usual, **settings} == has), built_by)
 
 
 # ---- the table

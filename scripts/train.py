@@ -67,9 +67,10 @@ class Training:
         self.out = (args.out or Path("runs") / self.config.stem).absolute()
         self.checkpoint = self.newest_checkpoint()
         self.updates = self.begun_by = 0  # of that: updates, and processes it was made by
+        self.trained: Dict[str, Any] = {}  # and the settings of its model
         if self.checkpoint:
             state = load(self.checkpoint)
-            self.updates = count_updates(state)
+            self.updates, self.trained = count_updates(state), luna_settings(state)
             self.begun_by = state["cfg"]["distributed_training"]["distributed_world_size"]
         self.cpu = args.cpu or not torch.cuda.is_available() or self.given.get("layout") == "smoke"
         self.processes = args.processes or (1 if self.cpu else torch.cuda.device_count())
@@ -157,17 +158,18 @@ class Training:
         dictionaries = sorted((self.data / "data-bin").glob("dict.*.txt"))
         settings = {**composed, **{f"data: {path.name}": sha256(path) for path in dictionaries}}
         known = read_json(self.out / "settings.json")
-        # what the plugin had no setting for yet was as the setting's default is
-        begun = {**{key: value for key, value in defaults().items() if key in settings}, **known} if known else known
-        if self.checkpoint and begun and begun != settings:
-            changed = differences(begun, settings)
+        if self.checkpoint and known:
+            # what the checkpoint says of its model is complete, and is what was trained
+            trained = {key: value for key, value in self.trained.items() if "${" not in str(known.get(key))}
+            changed = differences(complete({**known, **trained}), complete(settings))
             fixed = [phrase for phrase in changed if EXPERIMENT.match(phrase)]
             if fixed:
                 raise Problem(
                     f"{self.out} was begun with other settings: {'; '.join(fixed)}. "
                     "Go on with the same ones, or begin anew with another --out"
                 )
-            say("going on with other settings: " + "; ".join(changed))
+            if changed:
+                say("going on with other settings: " + "; ".join(changed))
         # fairseq, resumed where it was done, would make one update more
         done = self.updates and self.updates >= (composed.get("optimization.max_update") or math.inf)
         if not done and known != settings:
@@ -287,12 +289,24 @@ def compose(process: List[str]) -> Dict[str, Any]:
     return {key: value for key, value in found.items() if key not in (*PLACES, *ONCE)}
 
 
-def defaults() -> Dict[str, Any]:
-    """The defaults of all settings of a Luna model, by dotted keys."""
+def luna_settings(state: dict) -> Dict[str, Any]:
+    """The settings of the model of a checkpoint, by dotted keys, where that is a Luna."""
+    model = state["cfg"]["model"]
+    luna = isinstance(model, dict) and "projection_length" in model
+    return {f"model.{key}": value for key, value in model.items()} if luna else {}
+
+
+def complete(settings: Dict[str, Any]) -> Dict[str, Any]:
+    """Settings with all of a Luna model's: the name of an architecture stands for those that are not listed."""
     from omegaconf import OmegaConf
 
-    model = OmegaConf.to_container(OmegaConf.load(str(REPO / "configs" / "model" / "luna_transformer.yaml")))
-    return {f"model.{key}": value for key, value in model.items() if key != "_name"}  # type: ignore[union-attr]
+    path = REPO / "configs" / "model" / f"{settings.get('model._name', settings.get('model'))}.yaml"
+    if not (path.stem.startswith("luna_transformer") and path.exists()):
+        return settings
+    model = OmegaConf.to_container(OmegaConf.load(str(path)))
+    named = {f"model.{key}": value for key, value in model.items()}  # type: ignore[union-attr]
+    listed = {key: value for key, value in {**named, **settings}.items() if key not in ("model", "model.arch")}
+    return {**listed, "model._name": "luna_transformer"}
 
 
 def text(path: Path) -> str:

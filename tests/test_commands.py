@@ -1,6 +1,5 @@
 """The real commands, end to end, on a task that must be learnt: to write a word backwards."""
 
-import argparse
 import random
 import re
 import shutil
@@ -12,10 +11,6 @@ import time
 import pytest
 import torch
 from commands import ENV, ROOT, USER_DIR, fairseq, run
-from fairseq.models import ARCH_CONFIG_REGISTRY
-from omegaconf import OmegaConf
-
-from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig
 
 SIZES = (
     *("--arch", "luna_transformer", "--projection-length", 8, "--share-all-embeddings"),
@@ -169,9 +164,22 @@ def test_a_short_training_generates(data, short):
     assert sorted(generated(out, "H")) == list(range(203))
 
 
+OWN = """
+model: {_name: luna_transformer_tiny_plain_packs, projection_length: 6, encoder_layers: 2, share_all_embeddings: true}
+common: {user_dir: "???", cpu: true}
+task: {_name: translation, data: "???", source_lang: in, target_lang: out}
+criterion: {_name: cross_entropy}
+dataset: {max_tokens: 1024, disable_validation: true}
+optimization: {max_update: 1, lr: [0.005]}
+optimizer: {_name: adam}
+lr_scheduler: {_name: fixed, lr: "${optimization.lr}"}
+checkpoint: {save_dir: "???", no_epoch_checkpoints: true}
+"""
+
+
 @pytest.mark.stock
 def test_arch_and_yaml_build_the_same_model(data, tmp_path):
-    """fairseq-train --arch and fairseq-hydra-train with our YAML, settings changed in both."""
+    """fairseq-train --arch, and fairseq-hydra-train with our YAML and with one that has the name and little else."""
     run(
         fairseq(
             *("train", data, "--save-dir", tmp_path / "arch", "--arch", "luna_transformer_tiny_plain_packs"),
@@ -190,27 +198,22 @@ def test_arch_and_yaml_build_the_same_model(data, tmp_path):
             *(f"hydra.run.dir={tmp_path}", "lr_scheduler.total_num_update=2"),
         ]
     )
-    by_arch, by_yaml = (
-        torch.load(tmp_path / name / "checkpoint_last.pt", map_location="cpu")["model"] for name in ("arch", "yaml")
+    (tmp_path / "own.yaml").write_text(OWN)
+    run(
+        [
+            *(sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", str(tmp_path), "--config-name", "own"),
+            *(f"common.user_dir={USER_DIR}", f"task.data={data}", f"checkpoint.save_dir={tmp_path / 'own'}"),
+            f"hydra.run.dir={tmp_path}",
+        ]
+    )
+    by_arch, by_yaml, by_own = (
+        torch.load(tmp_path / name / "checkpoint_last.pt", map_location="cpu")["model"]
+        for name in ("arch", "yaml", "own")
     )
     assert {k: v.shape for k, v in by_arch.items()} == {k: v.shape for k, v in by_yaml.items()}
+    assert {k: v.shape for k, v in by_arch.items()} == {k: v.shape for k, v in by_own.items()}
     assert by_arch["encoder.packed_embedding"].shape == (6, 128)
     assert len({k.split(".")[2] for k in by_arch if k.startswith("encoder.layers.")}) == 2
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_yaml_of_each_architecture_says_what_the_architecture_does(arch):
-    """Every setting is listed, so that `model.KEY=VALUE` overrides without a plus."""
-    said = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "model" / f"{arch}.yaml"))
-    args = argparse.Namespace()
-    ARCH_CONFIG_REGISTRY[arch](args)
-    want = OmegaConf.to_container(OmegaConf.structured(LunaTransformerConfig(**vars(args))), enum_to_str=True)
-    assert said == {**want, "_name": "luna_transformer"}
-
-
-def test_no_yaml_without_its_architecture():
-    baseline = {"transformer_wmt_en_de", "transformer_quickstart"}
-    assert {p.stem for p in (ROOT / "configs" / "model").glob("*.yaml")} == set(ARCHITECTURES) | baseline
 
 
 BAD_FLAGS = {

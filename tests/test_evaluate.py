@@ -13,13 +13,15 @@ import pytest
 import torch
 from commands import fairseq
 from commands import run as run_command
+from omegaconf import OmegaConf
 
-import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
+from fairseq_luna.config import ARCHITECTURES, CONFIGS
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "scripts"))
 from average_checkpoints import average_last  # noqa: E402
 from common import Problem, read_lines, sha256  # noqa: E402
+from evaluate import architecture  # noqa: E402
 from scores import score  # noqa: E402
 
 ENGLISH = "the red-white flag old house click save file menu open window".split()
@@ -122,6 +124,17 @@ def test_report(finished):
     assert f"| {found['scores']['BLEU']['score']:.2f} ± " in shown and "(paper)" not in shown
     assert (finished / "evaluation" / "bleu-by-length.png").read_bytes().startswith(b"\x89PNG")
     assert not list(finished.rglob("*.part"))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_model_is_named_by_its_settings(arch):
+    """Whatever its checkpoint calls it, unless it has settings of its own."""
+    settings = OmegaConf.to_container(OmegaConf.structured(CONFIGS[arch]), enum_to_str=True)
+    before = {key: value for key, value in settings.items() if key != "arch"}  # of a version without that
+    for name in "luna_transformer", "luna_transformer_tiny", arch:
+        assert architecture(OmegaConf.create({**before, "_name": name})) == arch
+    assert architecture(OmegaConf.create({**settings, "_name": arch, "encoder_layers": 1})) == arch
+    assert architecture(OmegaConf.create({"_name": "transformer", "encoder_layers": 6})) == "transformer"
 
 
 @pytest.mark.stock

@@ -5,6 +5,8 @@ from argparse import Namespace
 
 import pytest
 import torch
+from fairseq import options, tasks
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models.transformer import TransformerModel, base_architecture
 from fairseq.modules import FairseqDropout
 from omegaconf import OmegaConf
@@ -400,12 +402,26 @@ def test_shared_embeddings_with_two_dictionaries_are_refused():
         LunaTransformerModel.build_model(LunaTransformerConfig(**DIMS), task(dictionary(20), dictionary(30)))
 
 
-def test_left_padded_targets_are_refused():
-    two_sided = task(dictionary(20), dictionary(20))
-    two_sided.cfg = task(None, None)
-    two_sided.cfg.left_pad_target = True
-    with pytest.raises(ValueError, match="--left-pad-target True"):
+LEFT_PAD = {  # as each of fairseq's tasks spells it
+    "translation": "-s in -t out --left-pad-target",
+    "translation_multi_simple_epoch": "--lang-pairs in-out --left-pad-target True",
+}
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("name", LEFT_PAD)
+def test_left_padded_targets_are_refused(tmp_path, name):
+    for lang in "in", "out":
+        dictionary(20).save(str(tmp_path / f"dict.{lang}.txt"))
+    words = f"{tmp_path} --task {name} --arch luna_transformer --optimizer adam {LEFT_PAD[name]}".split()
+    parsed = options.parse_args_and_arch(options.get_training_parser(name), words)
+    two_sided = tasks.setup_task(parsed if name != "translation" else convert_namespace_to_omegaconf(parsed).task)
+    with pytest.raises(ValueError, match="^--left-pad-target does not go with Luna") as refused:
         LunaTransformerModel.build_model(LunaTransformerConfig(**DIMS), two_sided)
+    if name == "translation":  # the flag that the sentence names is one that fairseq takes, as it stands there
+        named = str(refused.value).partition(" does")[0].split()
+        words[-1:] = named
+        assert options.parse_args_and_arch(options.get_training_parser(), words).left_pad_target is True
 
 
 def test_sources_beyond_learned_positions_are_refused():

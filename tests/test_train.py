@@ -318,12 +318,15 @@ def test_a_training_that_is_done_is_left_alone(data, one_process, tmp_path):
 
 
 def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path):
-    """As what the setting's default is, and as nothing else."""
+    """As what the setting's default is, and as nothing else; and of before architectures were models of their own."""
     shutil.copytree(one_process, tmp_path / "old", symlinks=True)
-    record = tmp_path / "old" / "settings.json"
-    settings = json.loads(record.read_text())
-    assert settings.pop("model.pack_values") == "projected"
+    record, last = tmp_path / "old" / "settings.json", tmp_path / "old" / "checkpoints" / "checkpoint_last.pt"
+    settings, state = json.loads(record.read_text()), checkpoint(tmp_path / "old")
+    assert settings.pop("model.pack_values") == state["cfg"]["model"].pop("pack_values") == "projected"
+    assert settings.pop("model.arch") == state["cfg"]["model"].pop("arch") == "luna_transformer_wmt_en_de"
+    settings["model._name"] = state["cfg"]["model"]["_name"] = "luna_transformer"
     record.write_text(json.dumps(settings))
+    torch.save(state, str(last))
     words = "optimization.update_freq=[2]", *NO_DROPOUT
     done = run(train(data, tmp_path / "old", *words, "model.pack_values=plain"), fails=True)
     assert "model.pack_values was 'projected', now 'plain'" in done.stderr
@@ -331,6 +334,36 @@ def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path
     assert "optimization.max_update was 12, now 13" in said and "pack_values" not in said
     assert checkpoint(tmp_path / "old")["optimizer_history"][-1]["num_updates"] == 13
     assert json.loads(record.read_text())["model.pack_values"] == "projected"
+
+
+OWN = """
+model: {_name: luna_transformer_tiny_full_cross, share_all_embeddings: true}
+criterion: {_name: cross_entropy}
+dataset: {max_tokens: 1024, disable_validation: true}
+optimization: {max_update: 1, lr: [0.001]}
+optimizer: {_name: adam}
+lr_scheduler: {_name: fixed, lr: "${optimization.lr}"}
+checkpoint: {no_epoch_checkpoints: true}
+task: {_name: translation, data: "???", source_lang: en, target_lang: de}
+"""
+
+
+@pytest.mark.stock
+def test_a_yaml_that_names_an_architecture(data, tmp_path):
+    """It is that one, and stays so when it goes on. Another model under its name does not go on."""
+    (tmp_path / "own.yaml").write_text(OWN)
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), str(tmp_path / "own.yaml"), "--cpu"]
+    command += ["--data", str(data), "--out", str(tmp_path / "run")]
+    run(command)
+    state = checkpoint(tmp_path / "run")
+    assert state["cfg"]["model"]["arch"] == "luna_transformer_tiny_full_cross"
+    assert state["model"]["encoder.layers.2.ffn.fc1.weight"].shape == (480, 128)
+    said = run([*command, "optimization.max_update=2"]).stdout
+    assert "optimization.max_update was 1, now 2" in said and "model." not in said
+    state["cfg"]["model"].update(cross_attention="packed", arch="luna_transformer_tiny")
+    torch.save(state, str(tmp_path / "run" / "checkpoints" / "checkpoint_last.pt"))
+    refused = run([*command, "optimization.max_update=3"], fails=True).stderr
+    assert "model.cross_attention was 'packed', now 'full'" in refused and "another --out" in refused
 
 
 def test_another_experiment_does_not_go_on_in_a_folder(data, one_process, tmp_path):

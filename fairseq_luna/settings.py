@@ -1,0 +1,84 @@
+"""All settings with their defaults and what they mean, listed from the classes that hold them."""
+
+from dataclasses import MISSING
+from textwrap import wrap
+from typing import Any, Dict, List, NamedTuple, Type
+
+from fairseq.dataclass import FairseqDataclass
+
+from .apollo import FairseqApolloConfig
+from .config import ARCHITECTURES, CONFIGS, DESCRIPTIONS, GROUPS, LunaTransformerConfig, flag
+from .milestone import MilestoneConfig
+
+FORMS = (
+    "These are flags of fairseq-train. In a YAML, --dropout is model.dropout; a switch that is on can be turned off "
+    "there alone, e.g. by model.encoder_normalize_before: false."
+)
+# the options of fairseq-train that bring settings of their own
+OTHERS: Dict[str, Type[FairseqDataclass]] = {
+    "--optimizer apollo": FairseqApolloConfig,
+    "--lr-scheduler milestone": MilestoneConfig,
+}
+
+
+class Setting(NamedTuple):
+    """A setting of a class: `model.NAME` in a YAML, --NAME with dashes on the command line."""
+
+    name: str
+    default: Any
+    help: str
+
+
+def settings_of(config: Type[FairseqDataclass]) -> List[Setting]:
+    """The settings that have a meaning of their own, in order; others follow fairseq's, and have no help."""
+    return [
+        Setting(name, item.default if item.default is not MISSING else item.default_factory(), item.metadata["help"])
+        for name, item in config.__dataclass_fields__.items()
+        if item.metadata.get("help")
+    ]
+
+
+def groups_of(config: Type[LunaTransformerConfig]) -> Dict[str, List[Setting]]:
+    """The settings of a model by the titles of their groups. Left out is `arch`, which is chosen and not set."""
+    groups: Dict[str, List[Setting]] = {"": []}
+    for setting in settings_of(config):
+        title = GROUPS.get(setting.name, next(reversed(groups)))
+        groups.setdefault(title, []).append(setting)
+    del groups[""]
+    return groups
+
+
+def shown(value: Any) -> str:
+    """A default as people read it: the value of a flag, or whether a switch is on."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "not set" if value in (None, []) else str(value)
+
+
+def text(arch: str, width: int) -> str:
+    """All settings of an architecture, and of what else the plugin brings, as lines of a terminal.
+
+    Args:
+        arch: a key of `ARCHITECTURES`.
+        width: of the terminal, in columns.
+    """
+    parts = [f"{arch}: {DESCRIPTIONS[arch]}", "\n".join(wrap(FORMS, width, break_on_hyphens=False))]
+    if ARCHITECTURES[arch]:
+        parts.append("* marks what this architecture sets; all else is as in luna_transformer.")
+    groups = {**groups_of(CONFIGS[arch]), **{title: settings_of(config) for title, config in OTHERS.items()}}
+    rows = [
+        [
+            (f"{'*' if s.name in ARCHITECTURES[arch] else ' '} {flag(s.name)}", shown(s.default), s.help)
+            for s in settings
+        ]
+        for settings in groups.values()
+    ]
+    first, second = (2 + max(len(row[i]) for group in rows for row in group) for i in (0, 1))
+    for title, group in zip(groups, rows):
+        lines = [title if title.startswith("--") else title[0].upper() + title[1:]]
+        for name, default, meaning in group:
+            head, *rest = wrap(meaning, max(24, width - first - second), break_on_hyphens=False)
+            lines.append(f"{name:<{first}}{default:<{second}}{head}")
+            lines += [" " * (first + second) + line for line in rest]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
