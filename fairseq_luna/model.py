@@ -11,7 +11,8 @@ from fairseq.models import (
 from fairseq.models.transformer import TransformerModelBase
 from torch import Tensor
 
-from .config import ARCHITECTURES, LunaTransformerConfig, checked
+from .checks import checked
+from .config import ARCHITECTURES, LunaTransformerConfig
 from .decoder import LunaDecoder
 from .encoder import LunaEncoder
 from .inference import prepare_products

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from tiny import DIMS, EOS, ORDINARY, PAD, VARIANTS, build, dictionary, sentences, sharpen, targets, task
 
 from fairseq_luna.attention import GaussianBias, head_decays
-from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig, checked
+from fairseq_luna.checks import checked
+from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig
 from fairseq_luna.functional import slot_offsets
 from fairseq_luna.model import LunaTransformerModel
 
