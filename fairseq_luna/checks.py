@@ -1,7 +1,7 @@
 """The check of the settings: what makes a model, what contradicts itself, what is refused, what has no effect."""
 
 import logging
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from fairseq import utils
 
@@ -17,6 +17,7 @@ from .config import (
 )
 from .functional import CAUSAL_ACTIVATIONS
 from .inference import PRODUCTS
+from .refused import RefusedSettings
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,14 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     for name, leader in FOLLOWS.items():
         if values[name] is None:
             values[name] = values[leader]
+    refuse(values)
+    for side in ("encoder", "decoder"):
+        name, layers = f"{side}_layers_to_keep", f"{side}_layers"
+        values[name] = kept_layers(name, values[name], values[layers])
+        values[layers] = len(values[name] or range(values[layers]))
+    values["checkpoint_activations"] = values["checkpoint_activations"] or values["offload_activations"]
+    if values["adaptive_softmax_cutoff"] is not None:
+        values["adaptive_softmax_cutoff"] = list(values["adaptive_softmax_cutoff"])
     result = LunaTransformerConfig(**values)
 
     for name in (
@@ -51,10 +60,20 @@ def checked(cfg: Any) -> LunaTransformerConfig:
         "decoder_layers",
         "max_source_positions",
         "max_target_positions",
+        "quant_noise_pq_block_size",
     ):
         if values[name] < 1:
             raise ValueError(f"{flag(name)} must be at least 1, but is {values[name]}.")
-    for name in ("dropout", "attention_dropout", "activation_dropout", "word_dropout"):
+    for name in (
+        "dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "word_dropout",
+        "encoder_layerdrop",
+        "decoder_layerdrop",
+        "quant_noise_pq",
+        "adaptive_softmax_dropout",
+    ):
         if not 0 <= values[name] < 1:
             raise ValueError(f"{flag(name)} must be in [0, 1), but is {values[name]}.")
     for side, dim_name, heads_name in (
@@ -71,6 +90,12 @@ def checked(cfg: Any) -> LunaTransformerConfig:
                 f"{flag(heads_name)} {heads} does not divide {flag(dim_name)} {dim} "
                 f"of the {side}; possible are {', '.join(fits)}."
             )
+    if values["quant_noise_pq"] > 0:
+        size = values["quant_noise_pq_block_size"]
+        for name in ("encoder_embed_dim", "encoder_ffn_embed_dim", "decoder_embed_dim", "decoder_ffn_embed_dim"):
+            if values[name] % size:
+                raise ValueError(f"--quant-noise-pq-block-size {size} does not divide {flag(name)} {values[name]}.")
+    check_adaptive_softmax(values)
     for name, choices in (
         ("causal_activation", list(CAUSAL_ACTIVATIONS)),
         ("causal_mean", CAUSAL_MEANS),
@@ -102,8 +127,61 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     return result
 
 
+def kept_layers(name: str, given: Any, layers: int) -> Optional[List[int]]:
+    """The numbers in a setting such as `encoder_layers_to_keep`, ascending; None for all of so many layers.
+
+    Raises:
+        ValueError: if it does not list layers of the model, each once.
+    """
+    if given in (None, ""):
+        return None
+    listed = given.split(",") if isinstance(given, str) else [given] if isinstance(given, int) else list(given)
+    try:
+        numbers = sorted(map(int, listed))
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or len({*numbers}) < len(numbers) or not 0 <= numbers[0] <= numbers[-1] < layers:
+        raise ValueError(
+            f"{flag(name)} {','.join(map(str, listed))} must list layers to keep, each once, from 0 to {layers - 1}."
+        )
+    return numbers
+
+
+def check_adaptive_softmax(values: Dict[str, Any]) -> None:
+    """Looks at the bands of words.
+
+    Raises:
+        ValueError: if they do not follow each other, or one would have no dimension.
+    """
+    cutoffs, factor = values["adaptive_softmax_cutoff"], values["adaptive_softmax_factor"]
+    if cutoffs is None:
+        return
+    told = f"--adaptive-softmax-cutoff {','.join(map(str, cutoffs))}"
+    if not cutoffs or cutoffs != sorted({*cutoffs}) or cutoffs[0] < 1:
+        raise ValueError(f"{told} must be rising numbers of words, from 1, e.g. 2000,10000.")
+    if not factor >= 1 or values["decoder_embed_dim"] // factor ** len(cutoffs) < 1:
+        raise ValueError(
+            f"--adaptive-softmax-factor {factor} must be at least 1, and so small that --decoder-embed-dim "
+            f"{values['decoder_embed_dim']} can be divided by it for each of the {len(cutoffs)} bands of {told}."
+        )
+
+
+def refuse(values: Dict[str, Any]) -> None:
+    """Refuses what the Transformer takes and Luna does not.
+
+    Raises:
+        ValueError: with the first such setting that is not off, and what to do instead.
+    """
+    for name, setting in RefusedSettings.__dataclass_fields__.items():
+        # private fields are fairseq's
+        if name.startswith("_") or values[name] in (setting.default, values.get(setting.metadata["same_as"])):
+            continue
+        given = flag(name) if values[name] is True else f"{flag(name)} {values[name]}"
+        raise ValueError(f"{given} does not go with Luna: {setting.metadata['instead']}.")
+
+
 def without_effect(cfg: Any) -> List[str]:
-    """The settings other than the paper's that no attention of a model reads."""
+    """The settings other than the defaults that nothing in a model reads."""
     encoder, causal, cross = (
         cfg.encoder_self_attention == "luna",
         cfg.decoder_self_attention == "luna",
@@ -119,6 +197,12 @@ def without_effect(cfg: Any) -> List[str]:
         "decoder_projected_attention_heads": cross,
         "causal_activation": causal,
         "causal_mean": causal,
+        "no_decoder_final_norm": cfg.decoder_normalize_before,
+        "quant_noise_pq_block_size": cfg.quant_noise_pq > 0,
+        "adaptive_softmax_dropout": cfg.adaptive_softmax_cutoff is not None,
+        "adaptive_softmax_factor": cfg.adaptive_softmax_cutoff is not None,
+        # all embeddings are shared without it
+        "share_decoder_input_output_embed": cfg.adaptive_softmax_cutoff is None or cfg.share_all_embeddings,
     }
     fields = LunaTransformerConfig.__dataclass_fields__
     usual = {name: getattr(cfg, FOLLOWS[name]) if name in FOLLOWS else fields[name].default for name in read}

@@ -1,13 +1,14 @@
 """The model's settings and the named architectures."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 from fairseq import utils
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 
 from .functional import CAUSAL_ACTIVATIONS
 from .inference import PRODUCTS
+from .refused import RefusedSettings
 
 SELF_ATTENTIONS = "luna", "softmax"
 CROSS_ATTENTIONS = "packed", "full"
@@ -32,7 +33,7 @@ def _help(text: str) -> Dict[str, str]:
 # One flat class, not a child of fairseq's nested TransformerConfig, which ignores flags such as
 # --encoder-layers when a plugin extends it.
 @dataclass
-class LunaTransformerConfig(FairseqDataclass):
+class LunaTransformerConfig(RefusedSettings):
     """Settings of a Luna Transformer; the defaults are the paper's base model with l = 32."""
 
     # Luna
@@ -87,6 +88,16 @@ class LunaTransformerConfig(FairseqDataclass):
         default=False, metadata=_help("layer norm before each encoder block (pre-norm)")
     )
     encoder_learned_pos: bool = field(default=False, metadata=_help("learned positions in the encoder"))
+    encoder_layerdrop: float = field(
+        default=0.0, metadata=_help("probability of each encoder layer to be left out of an update (LayerDrop)")
+    )
+    # Any: fairseq's --model-overrides bring text or a list
+    encoder_layers_to_keep: Any = field(
+        default=None,
+        metadata=_help(
+            "encoder layers to keep when a checkpoint is loaded, counted from 0, as 0,2,4 (by --model-overrides)"
+        ),
+    )
 
     # decoder
     decoder_embed_path: Optional[str] = field(default=None, metadata=_help("path to pre-trained decoder embeddings"))
@@ -107,17 +118,60 @@ class LunaTransformerConfig(FairseqDataclass):
         default=False, metadata=_help("layer norm before each decoder block (pre-norm)")
     )
     decoder_learned_pos: bool = field(default=False, metadata=_help("learned positions in the decoder"))
+    decoder_layerdrop: float = field(
+        default=0.0, metadata=_help("probability of each decoder layer to be left out of an update (LayerDrop)")
+    )
+    decoder_layers_to_keep: Any = field(
+        default=None,
+        metadata=_help(
+            "decoder layers to keep when a checkpoint is loaded, counted from 0, as 0,2,4 (by --model-overrides)"
+        ),
+    )
+    no_decoder_final_norm: bool = field(
+        default=False, metadata=_help("no layer norm after the last layer of a pre-norm decoder")
+    )
 
     # regularisation and activation
     dropout: float = field(default=0.1, metadata=_help("dropout probability"))
     attention_dropout: float = field(default=0.0, metadata=_help("dropout probability of attention weights"))
     activation_dropout: float = field(
-        default=0.0, metadata=_help("dropout probability after the feed-forward's activation")
+        default=0.0,
+        metadata={
+            **_help("dropout probability after the feed-forward's activation"),
+            "argparse_alias": "--relu-dropout",  # its name in old commands
+        },
     )
     word_dropout: float = field(default=0.0, metadata=_help("dropout probability of whole tokens, source and target"))
     activation_fn: ActivationFn = field(  # type: ignore[valid-type]
         default="relu", metadata=_help("activation of the feed-forward")
     )
+    quant_noise_pq: float = field(
+        default=0.0,
+        metadata=_help("probability of each block of the layers' weights to be zero in an update (quantisation noise)"),
+    )
+    quant_noise_pq_block_size: int = field(
+        default=8, metadata=_help("weights of a block of --quant-noise-pq; divides the dimensions")
+    )
+
+    # memory in training
+    checkpoint_activations: bool = field(
+        default=False,
+        metadata=_help(
+            "compute each layer again for its gradients in place of keeping its results: less memory, more time"
+        ),
+    )
+    offload_activations: bool = field(
+        default=False,
+        metadata=_help("--checkpoint-activations, with what enters each layer kept in the memory of the CPU"),
+    )
+    min_params_to_wrap: int = field(
+        default=100_000_000,
+        metadata=_help(
+            "parameters of the smallest layer to be sharded on its own by --ddp-backend fully_sharded "
+            "(with --checkpoint-activations every layer is)"
+        ),
+    )
+    export: bool = field(default=False, metadata=_help("layer norms of torch, also where apex has a faster one"))
 
     # generation
     inference_precision: InferencePrecision = field(  # type: ignore[valid-type]
@@ -140,6 +194,21 @@ class LunaTransformerConfig(FairseqDataclass):
     )
     max_source_positions: int = field(default=1024, metadata=_help("longest source, in tokens"))
     max_target_positions: int = field(default=1024, metadata=_help("longest target, in tokens"))
+
+    # adaptive softmax
+    adaptive_softmax_cutoff: Optional[List[int]] = field(
+        default=None,
+        metadata=_help(
+            "words of the target's dictionary at which bands of rarer words begin, as 2000,10000: rarer ones have "
+            "fewer weights (train by --criterion adaptive_loss --ddp-backend legacy_ddp)"
+        ),
+    )
+    adaptive_softmax_dropout: float = field(
+        default=0.0, metadata=_help("dropout probability inside the bands of rarer words")
+    )
+    adaptive_softmax_factor: float = field(
+        default=4.0, metadata=_help("how many times fewer dimensions each band has than the one before it")
+    )
 
 
 # The paper's large models are post-norm. What goes beyond it trains better with pre-norm (docs/quality-trials.md).
