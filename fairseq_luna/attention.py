@@ -69,9 +69,8 @@ class HeadProjection(Linear):
 
     def parameters_as_used(self) -> Tuple[Tensor, Tensor]:
         """Weight and bias, scaled if a query's: there are fewer of them than of what they make."""
-        if self.scale == 1.0:
-            return self.weight, self.bias
-        return self.weight * self.scale, self.bias * self.scale
+        weight, bias = self.weight_as_used(), self.bias
+        return (weight, bias) if self.scale == 1.0 else (weight * self.scale, bias * self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return split_heads(super().forward(x), self.heads)
@@ -249,7 +248,7 @@ class Unpack(nn.Module):
         bias = None if self.bias is None else self.bias(offsets).transpose(-1, -2)
         dim, heads = self.query.in_features, self.query.heads
         if not self.query.is_prepared() and _worth_moving(x.size(1), key.size(2), dim, heads, projections=2):
-            weight = self.out.weight.t().unflatten(0, (heads, -1))
+            weight = self.out.weight_as_used().t().unflatten(0, (heads, -1))
             return unpack_unprojected(
                 x,
                 self.query.by_head(),

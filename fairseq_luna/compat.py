@@ -9,6 +9,7 @@ import collections
 import functools
 import io
 import logging
+import math
 import os
 import pickle
 import re
@@ -29,6 +30,7 @@ def apply() -> None:
     retry_saves_from_the_start()
     keep_last_batch()
     replace_unknown_words()
+    count_every_word_of_a_band()
 
 
 def silence_deprecations() -> None:
@@ -284,3 +286,47 @@ def replace_unknown_words() -> None:
         utils.load_align_dict, utils.replace_unk, SequenceGenerator.generate = load_align_dict, replace_unk, generate
     else:
         load(None)  # where it is ours already: nobody has asked
+
+
+def count_every_word_of_a_band() -> None:
+    """fairseq 0.12.2 and main: `--criterion adaptive_loss` never learns one word of each band of rarer words.
+
+    Words are numbered anew in each band, and criterions/adaptive_loss.py takes the one with the number of padding, 1,
+    for padding. Known by what the loss of such a word lacks. Impossible words are put before those of a band, as many
+    as a dictionary has special symbols.
+    """
+    import torch
+    import torch.nn.functional as F
+    from fairseq.criterions.adaptive_loss import AdaptiveLoss
+    from fairseq.data import Dictionary
+    from fairseq.modules import AdaptiveSoftmax
+
+    forward = AdaptiveSoftmax.forward
+    specials = len(Dictionary())
+
+    @functools.wraps(forward)
+    def forward_behind_specials(self, input, target):
+        outputs, targets = forward(self, input, target)
+        for band, words in enumerate(targets):
+            if band > 0 and words is not None:
+                outputs[band] = F.pad(outputs[band], (specials, 0), value=float("-inf"))
+                targets[band] = words + specials
+        return outputs, targets
+
+    class Model:
+        """Of eight equally likely words: four, and a band of four rarer ones."""
+
+        def __init__(self):
+            self.decoder = argparse.Namespace(adaptive_softmax=AdaptiveSoftmax(8, 4, [4], 0.0))
+
+        def __call__(self):
+            return (torch.zeros(1, 1, 4),)
+
+        def get_targets(self, sample, net_output):
+            return sample["target"]
+
+    criterion = AdaptiveLoss(argparse.Namespace(target_dictionary=Dictionary()), sentence_avg=False)
+    with torch.random.fork_rng(devices=[]):
+        loss, _, _ = criterion(Model(), {"net_input": {}, "target": torch.tensor([[4 + Dictionary().pad()]])})
+    if loss.item() < math.log(5 * 4) - 1e-3:  # of four words and a band, then of the four words in it
+        AdaptiveSoftmax.forward = forward_behind_specials

@@ -1,16 +1,14 @@
-"""The model's settings, the named architectures, and the check of both."""
+"""The model's settings and the named architectures."""
 
-import logging
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Dict, List, Optional, Type
 
 from fairseq import utils
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 
 from .functional import CAUSAL_ACTIVATIONS
 from .inference import PRODUCTS
-
-logger = logging.getLogger(__name__)
+from .refused import RefusedSettings
 
 SELF_ATTENTIONS = "luna", "softmax"
 CROSS_ATTENTIONS = "packed", "full"
@@ -35,7 +33,7 @@ def _help(text: str) -> Dict[str, str]:
 # One flat class, not a child of fairseq's nested TransformerConfig, which ignores flags such as
 # --encoder-layers when a plugin extends it.
 @dataclass
-class LunaTransformerConfig(FairseqDataclass):
+class LunaTransformerConfig(RefusedSettings):
     """Settings of a Luna Transformer; the defaults are the paper's base model with l = 32."""
 
     # Beside the name of the model: a name that is changed alone, over settings that are listed, is noticed by it.
@@ -103,6 +101,16 @@ class LunaTransformerConfig(FairseqDataclass):
         default=False, metadata=_help("put the layer norm before each block of the encoder (pre-norm)")
     )
     encoder_learned_pos: bool = field(default=False, metadata=_help("learn the positions of the encoder"))
+    encoder_layerdrop: float = field(
+        default=0.0, metadata=_help("probability of each encoder layer to be left out of an update (LayerDrop)")
+    )
+    # Any: fairseq's --model-overrides bring text or a list
+    encoder_layers_to_keep: Any = field(
+        default=None,
+        metadata=_help(
+            "encoder layers to keep when a checkpoint is loaded, counted from 0, as 0,2,4 (by --model-overrides)"
+        ),
+    )
 
     # decoder
     decoder_embed_path: Optional[str] = field(
@@ -125,12 +133,28 @@ class LunaTransformerConfig(FairseqDataclass):
         default=False, metadata=_help("put the layer norm before each block of the decoder (pre-norm)")
     )
     decoder_learned_pos: bool = field(default=False, metadata=_help("learn the positions of the decoder"))
+    decoder_layerdrop: float = field(
+        default=0.0, metadata=_help("probability of each decoder layer to be left out of an update (LayerDrop)")
+    )
+    decoder_layers_to_keep: Any = field(
+        default=None,
+        metadata=_help(
+            "decoder layers to keep when a checkpoint is loaded, counted from 0, as 0,2,4 (by --model-overrides)"
+        ),
+    )
+    no_decoder_final_norm: bool = field(
+        default=False, metadata=_help("leave out the layer norm after the last layer of a pre-norm decoder")
+    )
 
     # regularisation and activation
     dropout: float = field(default=0.1, metadata=_help("probability of dropout"))
     attention_dropout: float = field(default=0.0, metadata=_help("probability of dropout of attention weights"))
     activation_dropout: float = field(
-        default=0.0, metadata=_help("probability of dropout after the activation of the feed-forward")
+        default=0.0,
+        metadata={
+            **_help("probability of dropout after the activation of the feed-forward"),
+            "argparse_alias": "--relu-dropout",  # its name in old commands
+        },
     )
     word_dropout: float = field(
         default=0.0, metadata=_help("probability of dropout of whole tokens, in source and target")
@@ -138,6 +162,33 @@ class LunaTransformerConfig(FairseqDataclass):
     activation_fn: ActivationFn = field(  # type: ignore[valid-type]
         default="relu", metadata=_help("activation of the feed-forward")
     )
+    quant_noise_pq: float = field(
+        default=0.0,
+        metadata=_help("probability of each block of the layers' weights to be zero in an update (quantisation noise)"),
+    )
+    quant_noise_pq_block_size: int = field(
+        default=8, metadata=_help("weights of a block of --quant-noise-pq; divides the dimensions")
+    )
+
+    # memory in training
+    checkpoint_activations: bool = field(
+        default=False,
+        metadata=_help(
+            "compute each layer again for its gradients in place of keeping its results: less memory, more time"
+        ),
+    )
+    offload_activations: bool = field(
+        default=False,
+        metadata=_help("--checkpoint-activations, with what enters each layer kept in the memory of the CPU"),
+    )
+    min_params_to_wrap: int = field(
+        default=100_000_000,
+        metadata=_help(
+            "parameters of the smallest layer to be sharded on its own by --ddp-backend fully_sharded "
+            "(with --checkpoint-activations every layer is)"
+        ),
+    )
+    export: bool = field(default=False, metadata=_help("layer norms of torch, also where apex has a faster one"))
 
     # generation
     inference_precision: InferencePrecision = field(  # type: ignore[valid-type]
@@ -165,6 +216,21 @@ class LunaTransformerConfig(FairseqDataclass):
     max_source_positions: int = field(default=1024, metadata=_help("longest source, in tokens"))
     max_target_positions: int = field(default=1024, metadata=_help("longest target, in tokens"))
 
+    # adaptive softmax
+    adaptive_softmax_cutoff: Optional[List[int]] = field(
+        default=None,
+        metadata=_help(
+            "words of the target's dictionary at which bands of rarer words begin, as 2000,10000: rarer ones have "
+            "fewer weights (train by --criterion adaptive_loss --ddp-backend legacy_ddp)"
+        ),
+    )
+    adaptive_softmax_dropout: float = field(
+        default=0.0, metadata=_help("probability of dropout inside the bands of rarer words")
+    )
+    adaptive_softmax_factor: float = field(
+        default=4.0, metadata=_help("how many times fewer dimensions each band has than the one before it")
+    )
+
 
 # The setting that each group begins with, for those who list the settings.
 GROUPS = {
@@ -172,8 +238,10 @@ GROUPS = {
     "encoder_embed_path": "encoder",
     "decoder_embed_path": "decoder",
     "dropout": "regularisation and activation",
+    "checkpoint_activations": "memory in training",
     "inference_precision": "generation",
     "share_all_embeddings": "embeddings and positions",
+    "adaptive_softmax_cutoff": "adaptive softmax",
 }
 
 # The paper's large models are post-norm. What goes beyond it trains better with pre-norm (docs/quality-trials.md).
@@ -291,120 +359,6 @@ FOLLOWS = {
     "decoder_ffn_embed_dim": "encoder_ffn_embed_dim",
     "decoder_projected_attention_heads": "decoder_attention_heads",
 }
-
-
-def checked(cfg: Any) -> LunaTransformerConfig:
-    """A complete and sound config of our own class from whatever fairseq hands over.
-
-    Args:
-        cfg: a dataclass, omegaconf or argparse object or a dictionary with the fields of `LunaTransformerConfig`.
-
-    Raises:
-        ValueError: if settings contradict each other or make no model.
-    """
-
-    def given(name: str) -> Any:
-        return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
-
-    model, arch = given("_name"), given("arch")
-    if model and arch and model != arch:
-        raise ValueError(
-            f"The model is named {model}, but its settings are listed and are those of {arch}: a name alone does not "
-            f"change them. Choose the model by model={model}, or by --arch {model}."
-        )
-    values: Dict[str, Any] = {}
-    for name, setting in LunaTransformerConfig.__dataclass_fields__.items():
-        if not name.startswith("_"):
-            # a checkpoint of an earlier version lacks what has come since
-            value = given(name)
-            values[name] = setting.default if value is None else value
-    for name, leader in FOLLOWS.items():
-        if values[name] is None:
-            values[name] = values[leader]
-    result = LunaTransformerConfig(**values)
-
-    for name in (
-        "projection_length",
-        "encoder_embed_dim",
-        "encoder_ffn_embed_dim",
-        "decoder_embed_dim",
-        "decoder_ffn_embed_dim",
-        "encoder_layers",
-        "decoder_layers",
-        "max_source_positions",
-        "max_target_positions",
-    ):
-        if values[name] < 1:
-            raise ValueError(f"{flag(name)} must be at least 1, but is {values[name]}.")
-    for name in ("dropout", "attention_dropout", "activation_dropout", "word_dropout"):
-        if not 0 <= values[name] < 1:
-            raise ValueError(f"{flag(name)} must be in [0, 1), but is {values[name]}.")
-    for side, dim_name, heads_name in (
-        ("encoder", "encoder_embed_dim", "encoder_attention_heads"),
-        ("encoder", "encoder_embed_dim", "encoder_projected_attention_heads"),
-        ("decoder", "decoder_embed_dim", "decoder_attention_heads"),
-        # P keeps the encoder's dimension in the decoder too
-        ("encoder", "encoder_embed_dim", "decoder_projected_attention_heads"),
-    ):
-        dim, heads = values[dim_name], values[heads_name]
-        if heads < 1 or dim % heads:
-            fits = [str(h) for h in range(1, min(dim, 64) + 1) if dim % h == 0]
-            raise ValueError(
-                f"{flag(heads_name)} {heads} does not divide {flag(dim_name)} {dim} "
-                f"of the {side}; possible are {', '.join(fits)}."
-            )
-    for name, choices in (
-        ("causal_activation", list(CAUSAL_ACTIVATIONS)),
-        ("causal_mean", CAUSAL_MEANS),
-        ("pack_bias", BIASES),
-        ("pack_values", PACK_VALUES),
-        ("encoder_unpack_bias", BIASES),
-        ("encoder_self_attention", SELF_ATTENTIONS),
-        ("decoder_self_attention", SELF_ATTENTIONS),
-        ("cross_attention", CROSS_ATTENTIONS),
-        ("inference_precision", list(PRODUCTS)),
-        ("activation_fn", utils.get_available_activation_fns()),
-    ):
-        if values[name] not in choices:
-            raise ValueError(f"{flag(name)} {values[name]!r} is unknown; choose from {', '.join(choices)}.")
-    if values["share_all_embeddings"]:
-        if values["encoder_embed_dim"] != values["decoder_embed_dim"]:
-            raise ValueError(
-                f"--share-all-embeddings needs one dimension, but --encoder-embed-dim is "
-                f"{values['encoder_embed_dim']} and --decoder-embed-dim {values['decoder_embed_dim']}."
-            )
-        if values["decoder_embed_path"] not in (None, values["encoder_embed_path"]):
-            raise ValueError(
-                "--share-all-embeddings takes --encoder-embed-path alone, but "
-                f"--decoder-embed-path {values['decoder_embed_path']} was given too."
-            )
-        result.share_decoder_input_output_embed = True
-    for name in without_effect(result):
-        logger.warning(f"{flag(name)} {values[name]} has no effect: nothing in this model reads it.")
-    return result
-
-
-def without_effect(cfg: Any) -> List[str]:
-    """The settings other than the paper's that no attention of a model reads."""
-    encoder, causal, cross = (
-        cfg.encoder_self_attention == "luna",
-        cfg.decoder_self_attention == "luna",
-        cfg.cross_attention == "packed",
-    )
-    read = {
-        "fix_projection_length": has_packed(cfg),
-        "untie_luna_kv": has_packed(cfg),
-        "pack_bias": encoder or cross,
-        "pack_values": encoder or cross,
-        "encoder_unpack_bias": encoder,
-        "encoder_projected_attention_heads": encoder,
-        "decoder_projected_attention_heads": cross,
-        "causal_activation": causal,
-        "causal_mean": causal,
-    }
-    fields = LunaTransformerConfig.__dataclass_fields__
-    usual = {name: getattr(cfg, FOLLOWS[name]) if name in FOLLOWS else fields[name].default for name in read}
-    return [name for name, is_read in read.items() if not is_read and getattr(cfg, name) != usual[name]]
 
 
 def decoder_reads_packed(cfg: Any) -> bool:

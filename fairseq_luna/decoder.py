@@ -7,14 +7,15 @@ import torch
 import torch.nn as nn
 from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder
-from fairseq.modules import LayerNorm, PositionalEmbedding
+from fairseq.modules import AdaptiveSoftmax, LayerNorm, PositionalEmbedding
 from torch import Tensor
 
 from .dropout import Dropout
 from .encoder import EncoderOut, select_sentences
 from .functional import log_softmax_
 from .inference import Linear
-from .layers import LunaDecoderLayer, Source, SourceView
+from .layerdrop import at_work
+from .layers import LunaDecoderLayer, Source, SourceView, sharded
 
 
 class LunaDecoder(FairseqIncrementalDecoder):
@@ -39,17 +40,30 @@ class LunaDecoder(FairseqIncrementalDecoder):
             self.embed_positions = PositionalEmbedding(
                 cfg.max_target_positions, dim, self.padding_idx, learned=cfg.decoder_learned_pos
             )
-        self.embed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
+        self.embed_norm = LayerNorm(dim, export=cfg.export) if cfg.layernorm_embedding else None
         self.word_dropout = nn.Dropout1d(cfg.word_dropout)
         self.dropout = Dropout(cfg.dropout, module_name="LunaDecoder")
-        self.layers = nn.ModuleList(LunaDecoderLayer(cfg) for _ in range(cfg.decoder_layers))
-        self.layer_norm = LayerNorm(dim) if cfg.decoder_normalize_before else None
+        self.layers = nn.ModuleList(sharded(LunaDecoderLayer(cfg), cfg) for _ in range(cfg.decoder_layers))
+        self.layer_norm = None
+        if cfg.decoder_normalize_before and not cfg.no_decoder_final_norm:
+            self.layer_norm = LayerNorm(dim, export=cfg.export)
 
-        self.output_projection = Linear(dim, len(dictionary), bias=False)
-        if cfg.share_decoder_input_output_embed:
-            self.output_projection.weight = embed_tokens.weight
+        self.output_projection: Optional[Linear] = None
+        if cfg.adaptive_softmax_cutoff is not None:
+            # fairseq's criterions and search look for one under this name
+            self.adaptive_softmax = AdaptiveSoftmax(
+                len(dictionary),
+                dim,
+                cfg.adaptive_softmax_cutoff,
+                cfg.adaptive_softmax_dropout,
+                cfg.adaptive_softmax_factor,
+            )
         else:
-            nn.init.normal_(self.output_projection.weight, std=dim**-0.5)
+            self.output_projection = Linear(dim, len(dictionary), bias=False)
+            if cfg.share_decoder_input_output_embed:
+                self.output_projection.weight = embed_tokens.weight
+            else:
+                nn.init.normal_(self.output_projection.weight, std=dim**-0.5)
         # until `LunaTransformerModel.prepare_for_inference_` tells: at single steps alone
         self.need_attn: Optional[bool] = None
 
@@ -84,13 +98,13 @@ class LunaDecoder(FairseqIncrementalDecoder):
                 so far, of which the last is new.
             encoder_out: of `LunaEncoder`.
             incremental_state: fairseq's dictionary, empty at the first step.
-            features_only: return the features in place of logits.
+            features_only: return the features in place of logits, as always with an adaptive softmax.
             src_lengths: not read.
             return_all_hiddens: not read: hidden states always come along.
 
         Returns:
             Logits (B, n, V), or features (B, n, D), and a dictionary with `inner_states`, X
-            before the first and after each layer, (n, B, D) each, and `attn`: [(B, n, m)], how
+            before the first and after each layer at work, (n, B, D) each, and `attn`: [(B, n, m)], how
             much each target position reads of each source position, the last layer's
             unpack @ pack, or its weights where the cross attention is full; [None] in training,
             and in generation without alignments, where nobody reads it and it would cost n m.
@@ -115,7 +129,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
             x = x.view(sentences, rows // max(1, sentences), dim)
         need_attn = incremental_state is not None if self.need_attn is None else self.need_attn
         source, states, weights = read_source(encoder_out), [x], None
-        for layer, view in zip(self.layers, source_views(encoder_out, len(self.layers))):
+        layers = at_work(self.layers, next((drawn.tolist() for drawn in encoder_out["decoder_layers"]), None))
+        for layer, view in zip(layers, source_views(encoder_out, len(layers))):
             x, weights = layer(x, source, view, incremental_state, need_attn and layer is self.layers[-1])
             states.append(x)
         if self.layer_norm is not None:
@@ -130,16 +145,25 @@ class LunaDecoder(FairseqIncrementalDecoder):
         return x.view(rows, n, dim), {"attn": [attn], "inner_states": inner_states}
 
     def output_layer(self, features: Tensor) -> Tensor:
-        """Features (B, n, D) -> logits (B, n, V)."""
-        return self.output_projection(features)
+        """Features (B, n, D) -> logits (B, n, V), or the features where an adaptive softmax takes them."""
+        return features if self.output_projection is None else self.output_projection(features)
 
     def get_normalized_probs(
         self, net_output: Tuple[Tensor, Any], log_probs: bool, sample: Optional[Dict[str, Tensor]] = None
     ) -> Tensor:
         """As fairseq's, but log-probabilities in float32 take the place of the logits, in their memory:
-        `net_output[0]` holds them from then on, whose softmax is the same."""
+        `net_output[0]` holds them from then on, whose softmax is the same.
+
+        Raises:
+            ValueError: if gradients are asked of all probabilities of an adaptive softmax, which has none.
+        """
         logits = net_output[0]
-        if log_probs and logits.dtype == torch.float32:
+        if self.adaptive_softmax is not None:
+            if torch.is_grad_enabled() and logits.requires_grad:
+                raise ValueError(
+                    "--adaptive-softmax-cutoff needs --criterion adaptive_loss --ddp-backend legacy_ddp in training."
+                )
+        elif log_probs and logits.dtype == torch.float32:
             return log_softmax_(logits)
         return super().get_normalized_probs(net_output, log_probs, sample)
 

@@ -32,11 +32,13 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped_of_steps: int) -> Tensor:
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        ctx.mask = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped_of_steps - STEPS // 2
+        mask = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped_of_steps - STEPS // 2
+        ctx.save_for_backward(mask)  # in this way activation checkpointing does without it
         ctx.scale = STEPS / (STEPS - dropped_of_steps)
-        return (x * ctx.mask).mul_(ctx.scale)
+        return (x * mask).mul_(ctx.scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return (grad * ctx.mask).mul_(ctx.scale), None
+        (mask,) = ctx.saved_tensors
+        return (grad * mask).mul_(ctx.scale), None

@@ -17,7 +17,8 @@ from torch import Tensor
 from .config import decoder_reads_packed, has_packed
 from .dropout import Dropout
 from .functional import slot_offsets
-from .layers import LunaEncoderLayer, Slots, SourceMemoryLayer, SourceView
+from .layerdrop import at_work, draw_layers
+from .layers import LunaEncoderLayer, Slots, SourceMemoryLayer, SourceView, sharded
 from .ordinary import by_sentence
 
 EncoderOut = Dict[str, List[Tensor]]
@@ -53,15 +54,16 @@ class SourceMemory(nn.Module):
     def __init__(self, cfg: Any):
         super().__init__()
         last = cfg.decoder_layers - 1
-        self.layers = nn.ModuleList(SourceMemoryLayer(cfg, last=i == last) for i in range(cfg.decoder_layers))
+        layers = (SourceMemoryLayer(cfg, last=i == last) for i in range(cfg.decoder_layers))
+        self.layers = nn.ModuleList(sharded(layer, cfg) for layer in layers)
 
     def forward(
-        self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor], slots: Slots
+        self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor], slots: Slots, drawn: Optional[List[int]]
     ) -> Tuple[List[SourceView], Optional[Tensor]]:
-        """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots -> a view
-        for each layer, and the last layer's pack weights (B, H, l, m), if it packs."""
-        views = []
-        for layer in self.layers:
+        """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots, the decoder's
+        layers at work (None for all) -> a view for each, and the last one's pack weights (B, H, l, m), if it packs."""
+        views, weights = [], None
+        for layer in at_work(self.layers, drawn):
             view, packed, weights = layer(packed, encoder_out, padding, slots)
             views.append(view)
         return views, weights
@@ -91,7 +93,7 @@ class LunaEncoder(FairseqEncoder):
             self.embed_positions = PositionalEmbedding(
                 cfg.max_source_positions, dim, self.padding_idx, learned=cfg.encoder_learned_pos
             )
-        self.embed_norm = LayerNorm(dim) if cfg.layernorm_embedding else None
+        self.embed_norm = LayerNorm(dim, export=cfg.export) if cfg.layernorm_embedding else None
         self.word_dropout = nn.Dropout1d(cfg.word_dropout)  # of whole tokens (Sennrich et al. 2016, WMT)
 
         self.packed_embedding: Any = None  # a parameter, where any attention packs
@@ -103,15 +105,24 @@ class LunaEncoder(FairseqEncoder):
             # learned slots need no learned positions beside them
             if not (cfg.no_token_positional_embeddings or cfg.encoder_learned_pos):
                 self.packed_positions = SinusoidalPositionalEmbedding.get_embedding(cfg.projection_length, dim)
-        self.packed_norm = LayerNorm(dim) if cfg.layernorm_embedding and has_packed(cfg) else None
+        self.packed_norm = None
+        if cfg.layernorm_embedding and has_packed(cfg):
+            self.packed_norm = LayerNorm(dim, export=cfg.export)
         self.gaussian = "gaussian" in (cfg.pack_bias, cfg.encoder_unpack_bias)
         self.dropout = Dropout(cfg.dropout, module_name="LunaEncoder")
 
-        last, pre_norm = cfg.encoder_layers - 1, cfg.encoder_normalize_before
-        self.layers = nn.ModuleList(LunaEncoderLayer(cfg, last=i == last) for i in range(cfg.encoder_layers))
-        self.layer_norm = LayerNorm(dim) if pre_norm else None
-        self.packed_layer_norm = LayerNorm(dim) if pre_norm and decoder_reads_packed(cfg) else None
-        self.memory = SourceMemory(cfg) if decoder_reads_packed(cfg) else None
+        last = cfg.encoder_layers - 1
+        layers = (LunaEncoderLayer(cfg, last=i == last) for i in range(cfg.encoder_layers))
+        self.layers = nn.ModuleList(sharded(layer, cfg) for layer in layers)
+        self.layer_norm = self.packed_layer_norm = self.memory = None
+        if cfg.encoder_normalize_before:
+            self.layer_norm = LayerNorm(dim, export=cfg.export)
+            if decoder_reads_packed(cfg):
+                self.packed_layer_norm = LayerNorm(dim, export=cfg.export)
+        if decoder_reads_packed(cfg):
+            self.memory = SourceMemory(cfg)
+        self.layerdrop, self.decoder_layerdrop = cfg.encoder_layerdrop, cfg.decoder_layerdrop
+        self.decoder_layers = cfg.decoder_layers
 
     def embed(self, src_tokens: Tensor) -> Tensor:
         """Tokens (B, n) -> X of the first layer, (B, n, D)."""
@@ -152,7 +163,7 @@ class LunaEncoder(FairseqEncoder):
         x = self.embed(src_tokens)
         packed = x[:, :0] if self.packed_embedding is None else self.embed_packed(len(src_tokens), count)
         states = [x]
-        for layer in self.layers:
+        for layer in at_work(self.layers, self.draw(len(self.layers), self.layerdrop)):
             x, packed = layer(x, packed, padding, slots)
             states.append(x)
         if self.layer_norm is not None:
@@ -179,13 +190,15 @@ class LunaEncoder(FairseqEncoder):
 
             - encoder_out: [(n, B, D)]
             - encoder_padding_mask: [(B, n)], True where padded
-            - encoder_states: X before the first and after each layer, (n, B, D) each, if asked for
+            - encoder_states: X before the first and after each layer at work, (n, B, D) each, if asked for
             - packed_out: [(l', B, D)], the last P; empty where no attention packs
             - packed_padding_mask: [(B, l')], True where a sentence has no such slot; empty where
               every sentence has them all
-            - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer; empty where
+            - decoder_layers: [(layers,)], the numbers of the decoder's layers at work in this update; empty where
+              all are
+            - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer at work; empty where
               its attention is an ordinary one, cross_value also when keys are values
-            - cross_pack: [(B, l', n)], pack weights of the last decoder layer, mean over heads;
+            - cross_pack: [(B, l', n)], pack weights of the last decoder layer at work, mean over heads;
               empty with a full cross attention
             - sentence: [(rows,)], which sentence each row of the decoder translates; see
               `reorder_encoder_out`
@@ -196,8 +209,9 @@ class LunaEncoder(FairseqEncoder):
         x, states, packed, padding, slots = self.encode(src_tokens)
         views: List[SourceView] = []
         weights = None
+        drawn = self.draw(self.decoder_layers, self.decoder_layerdrop)
         if self.memory is not None:
-            views, weights = self.memory(packed, x, padding, slots)
+            views, weights = self.memory(packed, x, padding, slots, drawn)
         untied = [view.cross_value for view in views if view.cross_value is not view.cross_key]
         return {
             "encoder_out": [x.transpose(0, 1)],
@@ -205,12 +219,17 @@ class LunaEncoder(FairseqEncoder):
             "encoder_states": [s.transpose(0, 1) for s in states] if return_all_hiddens else [],
             "packed_out": [packed.transpose(0, 1)] if packed.size(1) else [],
             "packed_padding_mask": [] if slots.hidden is None else [slots.hidden],
+            "decoder_layers": [] if drawn is None else [torch.tensor(drawn)],
             "causal_query": [view.causal_query for view in views if view.causal_query is not None],
             "cross_key": [view.cross_key for view in views if view.cross_key is not None],
             "cross_value": [value for value in untied if value is not None],
             "cross_pack": [] if weights is None else [weights.mean(dim=1)],
             "sentence": [torch.arange(len(src_tokens), device=src_tokens.device)],
         }
+
+    def draw(self, layers: int, p: float) -> Optional[List[int]]:
+        """Of so many layers those at work in this update, with LayerDrop in training; None for all."""
+        return draw_layers(layers, p) if p > 0 and self.training else None
 
     def slots(self, padding: Tensor) -> Tuple[int, Slots]:
         """How many slots the batch needs, and which of them each sentence uses, for what stretch.
@@ -265,6 +284,6 @@ def select_sentences(encoder_out: EncoderOut, chosen: Tensor) -> EncoderOut:
     selected = {
         name: [t.index_select(int(name in time_first), chosen) for t in tensors]
         for name, tensors in encoder_out.items()
-        if name != "sentence"
+        if name not in ("sentence", "decoder_layers")
     }
-    return {**selected, "sentence": [torch.arange(len(chosen), device=chosen.device)]}
+    return {**encoder_out, **selected, "sentence": [torch.arange(len(chosen), device=chosen.device)]}

@@ -17,13 +17,18 @@ Parameters = Tuple[Tensor, Optional[Tensor]]
 
 
 class Linear(nn.Linear):
-    """A projection that `prepare_products` can give another form to."""
+    """A projection that `prepare_products` can give another form to, and `quant_noise.add_noise` noise in training."""
 
     prepared: Optional[Product] = None
+    noise: Optional[Product] = None  # of the weight
+
+    def weight_as_used(self) -> Tensor:
+        """The weight, with its noise in training."""
+        return self.weight if self.noise is None or not self.training else self.noise(self.weight)
 
     def parameters_as_used(self) -> Parameters:
         """Weight and bias of the product."""
-        return self.weight, self.bias
+        return self.weight_as_used(), self.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prepared(x) if self.is_prepared() else F.linear(x, *self.parameters_as_used())  # type: ignore[misc]

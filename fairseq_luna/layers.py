@@ -9,6 +9,7 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch.nn as nn
 from fairseq import utils
+from fairseq.distributed import fsdp_wrap
 from fairseq.modules import LayerNorm
 from torch import Tensor
 
@@ -24,10 +25,16 @@ from .attention import (
 from .config import decoder_reads_packed
 from .dropout import Dropout
 from .ordinary import CausalSelfAttention, CrossAttention, SelfAttention
+from .recompute import recomputed
 
 # What gamma of a Gaussian bias begins with in the packs that the decoder reads, if their values are
 # plain: slots nearly of a token each, where there are enough of them.
 PLAIN_SHARPNESS = 4.0
+
+
+def sharded(layer: nn.Module, cfg: Any) -> nn.Module:
+    """The layer, with its parameters spread over GPUs if --ddp-backend fully_sharded asks for it and it is large."""
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
 
 
 class Residual(nn.Module):
@@ -36,11 +43,11 @@ class Residual(nn.Module):
     To be used as `x = residual.leave(x, f(residual.enter(x)))`.
     """
 
-    def __init__(self, dim: int, dropout: float, pre_norm: bool, entered_only: bool = False):
+    def __init__(self, cfg: Any, dim: int, pre_norm: bool, entered_only: bool = False):
         super().__init__()
         # never left, a post-norm has no norm: one without a gradient would stop DDP
-        self.layer_norm: Any = LayerNorm(dim) if pre_norm or not entered_only else None
-        self.dropout = Dropout(dropout, module_name="LunaResidual")
+        self.layer_norm: Any = LayerNorm(dim, export=cfg.export) if pre_norm or not entered_only else None
+        self.dropout = Dropout(cfg.dropout, module_name="LunaResidual")
         self.pre_norm = pre_norm
 
     def enter(self, x: Tensor) -> Tensor:
@@ -79,14 +86,22 @@ class FeedForward(nn.Module):
         return self.fc2(self.dropout(self.activation(self.fc1(x))))
 
 
-class LunaEncoderLayer(nn.Module):
+class Layer(nn.Module):
+    """A layer of a stack, which may be computed again for its gradients."""
+
+    def __init__(self, cfg: Any):
+        super().__init__()
+        self.recompute, self.offload = cfg.checkpoint_activations, cfg.offload_activations
+
+
+class LunaEncoderLayer(Layer):
     """X_A, P' = LN(Y_X + X), LN(Y_P + P);  X' = LN(FFN(X_A) + X_A)  (paper, section 3.2).
 
     With ordinary self-attention P stays as it is.
     """
 
     def __init__(self, cfg: Any, last: bool):
-        super().__init__()
+        super().__init__(cfg)
         dim, heads, pre_norm = cfg.encoder_embed_dim, cfg.encoder_attention_heads, cfg.encoder_normalize_before
         self.luna = cfg.encoder_self_attention == "luna"
         # nobody reads the last P' then
@@ -105,11 +120,12 @@ class LunaEncoderLayer(nn.Module):
         else:
             self.self_attn = SelfAttention(dim, heads, cfg.attention_dropout)
         self.ffn = FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
-        self.self_attn_residual = Residual(dim, cfg.dropout, pre_norm)
+        self.self_attn_residual = Residual(cfg, dim, pre_norm)
         if self.luna:
-            self.packed_residual = Residual(dim, cfg.dropout, pre_norm, entered_only=not self.updates_packed)
-        self.ffn_residual = Residual(dim, cfg.dropout, pre_norm)
+            self.packed_residual = Residual(cfg, dim, pre_norm, entered_only=not self.updates_packed)
+        self.ffn_residual = Residual(cfg, dim, pre_norm)
 
+    @recomputed
     def forward(self, x: Tensor, packed: Tensor, padding: Optional[Tensor], slots: Slots) -> Tuple[Tensor, Tensor]:
         """X (B, n, D), P (B, l, D), mask (B, n), what is known of the slots -> X', P'."""
         attn, ffn = self.self_attn_residual, self.ffn_residual
@@ -138,14 +154,14 @@ class SourceView(NamedTuple):
     cross_value: Optional[Tensor]
 
 
-class SourceMemoryLayer(nn.Module):
+class SourceMemoryLayer(Layer):
     """The half of a decoder layer that the source alone decides: P, and all that is made of it.
 
     With a full cross attention nothing packs, and P stays the encoder's.
     """
 
     def __init__(self, cfg: Any, last: bool):
-        super().__init__()
+        super().__init__(cfg)
         dim, tied = cfg.encoder_embed_dim, not cfg.untie_luna_kv
         to_decoder = (dim, cfg.decoder_embed_dim, cfg.decoder_attention_heads)
         self.causal_query = HeadProjection(*to_decoder, is_query=True) if cfg.decoder_self_attention == "luna" else None
@@ -160,9 +176,10 @@ class SourceMemoryLayer(nn.Module):
             # keys that are values too, of plain averages, were slower to learn (docs/quality-trials.md)
             self.key_value = KeyValue(*to_decoder, tied and not plain)
             # nobody reads the last P'
-            self.residual = Residual(dim, cfg.dropout, pre_norm, entered_only=last)
+            self.residual = Residual(cfg, dim, pre_norm, entered_only=last)
         self.last = last
 
+    @recomputed
     def forward(
         self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor], slots: Slots
     ) -> Tuple[SourceView, Tensor, Optional[Tensor]]:
@@ -195,11 +212,11 @@ class Source(NamedTuple):
     hidden_slots: Optional[Tensor]
 
 
-class LunaDecoderLayer(nn.Module):
+class LunaDecoderLayer(Layer):
     """Causal self-attention, cross attention and feed-forward on the target (paper, section 3.3)."""
 
     def __init__(self, cfg: Any):
-        super().__init__()
+        super().__init__(cfg)
         dim, heads, dropout = cfg.decoder_embed_dim, cfg.decoder_attention_heads, cfg.attention_dropout
         self.luna = cfg.decoder_self_attention == "luna"
         self.packed = cfg.cross_attention == "packed"
@@ -214,10 +231,11 @@ class LunaDecoderLayer(nn.Module):
             self.cross_attn = CrossAttention(dim, cfg.encoder_embed_dim, heads, dropout)
         self.ffn = FeedForward(dim, cfg.decoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
         pre_norm = cfg.decoder_normalize_before
-        self.self_attn_residual = Residual(dim, cfg.dropout, pre_norm)
-        self.cross_attn_residual = Residual(dim, cfg.dropout, pre_norm)
-        self.ffn_residual = Residual(dim, cfg.dropout, pre_norm)
+        self.self_attn_residual = Residual(cfg, dim, pre_norm)
+        self.cross_attn_residual = Residual(cfg, dim, pre_norm)
+        self.ffn_residual = Residual(cfg, dim, pre_norm)
 
+    @recomputed
     def forward(
         self,
         x: Tensor,

@@ -1,7 +1,7 @@
 """The Luna Transformer as fairseq knows it: registration, building, checkpoints."""
 
 from argparse import ArgumentParser
-from typing import Any, Dict, Type
+from typing import Any, Dict, List, Optional, Type
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -11,10 +11,13 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from .config import CONFIGS, LunaTransformerConfig, camel_case, checked
+from .checks import checked
+from .config import CONFIGS, LunaTransformerConfig, camel_case
 from .decoder import LunaDecoder
 from .encoder import LunaEncoder
 from .inference import prepare_products
+from .layerdrop import forget_unread_norms, prune_layers
+from .quant_noise import add_noise
 from .reference_names import rename_reference_parameters
 
 
@@ -23,6 +26,7 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
     """Sequence-to-sequence Transformer with Luna attention throughout (arXiv 2106.01540)."""
 
     inference_precision = "fp32"
+    layers_to_keep: Dict[str, Optional[List[int]]] = {"encoder": None, "decoder": None}
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -58,6 +62,12 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
                 f"words and the target {len(target)} others; prepare the data with "
                 "--joined-dictionary, or use --share-decoder-input-output-embed."
             )
+        cutoffs = cfg.adaptive_softmax_cutoff
+        if cutoffs is not None and cutoffs[-1] > len(target):
+            raise ValueError(
+                f"--adaptive-softmax-cutoff {','.join(map(str, cutoffs))} goes beyond the target's dictionary of "
+                f"{len(target)} words; end at a smaller one."
+            )
         build_embedding = TransformerModelBase.build_embedding
         encoder_embed = decoder_embed = build_embedding(cfg, source, cfg.encoder_embed_dim, cfg.encoder_embed_path)
         if not cfg.share_all_embeddings:
@@ -65,6 +75,11 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         model = cls(LunaEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed))
         model.cfg = cfg
         model.inference_precision = cfg.inference_precision
+        model.layers_to_keep = {"encoder": cfg.encoder_layers_to_keep, "decoder": cfg.decoder_layers_to_keep}
+        if cfg.quant_noise_pq > 0:
+            for stack in (model.encoder.layers, model.encoder.memory, model.decoder.layers):
+                if stack is not None:
+                    add_noise(stack, cfg.quant_noise_pq, cfg.quant_noise_pq_block_size)
         return model
 
     def prepare_for_inference_(self, cfg: Any) -> None:
@@ -84,7 +99,7 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         self.decoder.need_attn = bool(getattr(asked, "print_alignment", None)) or (
             getattr(asked, "replace_unk", None) is not None
         )
-        weight, precision = self.decoder.output_projection.weight, self.inference_precision
+        weight, precision = self.decoder.embed_tokens.weight, self.inference_precision
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             # the encoder's products run once a sentence, too seldom for another layout in memory to pay
             prepare_products(self.decoder if precision == "fp32" else self, precision)
@@ -94,11 +109,20 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
                 f"{str(weight.dtype)[6:]} on {weight.device.type}; leave it out."
             )
 
+    def load_state_dict(
+        self, state_dict: Dict[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
+    ) -> Any:
+        """As fairseq's, which would prune layers by the settings: `upgrade_state_dict_named` has done so by then."""
+        return super().load_state_dict(state_dict, strict)
+
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
         """Called by fairseq on loading: accepts checkpoints of the authors' implementation, and
         of other fairseq versions."""
         own = self.state_dict()
+        prune_layers(state_dict, self.layers_to_keep)
         rename_reference_parameters(state_dict, own.keys())
+        if any(self.layers_to_keep.values()):
+            forget_unread_norms(state_dict, own)
         for key in (f"{side}.embed_positions._float_tensor" for side in ("encoder", "decoder")):
             # fairseq 0.12.2 keeps the dtype of its sinusoids in a buffer, later ones do not
             if key in own:

@@ -24,8 +24,9 @@ class _Attention(MultiheadAttention):
             setattr(self, name, projection)
 
 
-class SelfAttention(MultiheadAttention):
-    """Attention of a sequence to itself: O(n^2 D). In float32 whatever --inference-precision says."""
+class SelfAttention(_Attention):
+    """Attention of a sequence to itself: O(n^2 D). In float32 whatever --inference-precision says, unless it has had
+    quantisation noise."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__(dim, heads, dropout=dropout, self_attention=True)

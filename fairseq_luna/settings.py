@@ -1,5 +1,6 @@
 """All settings with their defaults and what they mean, listed from the classes that hold them."""
 
+from argparse import SUPPRESS
 from dataclasses import MISSING
 from textwrap import wrap
 from typing import Any, Dict, List, NamedTuple, Type
@@ -30,11 +31,11 @@ class Setting(NamedTuple):
 
 
 def settings_of(config: Type[FairseqDataclass]) -> List[Setting]:
-    """The settings that have a meaning of their own, in order; others follow fairseq's, and have no help."""
+    """The settings that have a meaning of their own, in order. Others follow fairseq's, or are refused."""
     return [
         Setting(name, item.default if item.default is not MISSING else item.default_factory(), item.metadata["help"])
         for name, item in config.__dataclass_fields__.items()
-        if item.metadata.get("help")
+        if item.metadata.get("help") not in (None, SUPPRESS)
     ]
 
 

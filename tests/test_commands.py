@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import fairseq_cli.generate
+import fairseq_cli.train
 import pytest
 import torch
-from commands import ENV, ROOT, USER_DIR, fairseq, run
+from commands import ENV, ROOT, USER_DIR, cli, fairseq, in_child, run
 
 SIZES = (
     *("--arch", "luna_transformer", "--projection-length", 8, "--share-all-embeddings"),
@@ -23,6 +25,7 @@ TRAINING = (
     *("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", 0.005, "--warmup-updates", 100),
     *("--lr-scheduler", "polynomial_decay", "--criterion", "cross_entropy", "--no-epoch-checkpoints"),
 )
+STACKS = ("encoder.layers.", "memory.layers.", "decoder.layers.")
 
 
 def letters(rng, n):
@@ -216,10 +219,46 @@ def test_arch_and_yaml_build_the_same_model(data, tmp_path):
     assert len({k.split(".")[2] for k in by_arch if k.startswith("encoder.layers.")}) == 2
 
 
+@pytest.mark.stock
+def test_settings_of_the_transformer_end_to_end(data, tmp_path):
+    """Trained, trained on, pruned on loading, trained on as pruned, and translated with."""
+    settings = (
+        *("--encoder-layers", 3, "--decoder-layers", 3, "--encoder-layerdrop", 0.2, "--decoder-layerdrop", 0.2),
+        *("--checkpoint-activations", "--quant-noise-pq", 0.1, "--adaptive-softmax-cutoff", "8,12"),
+        *("--criterion", "adaptive_loss", "--ddp-backend", "legacy_ddp"),
+    )
+
+    def train(folder, updates, *more):
+        words = (*SIZES, *TRAINING, *settings, "--total-num-update", 9, *more)
+        module_args = (data, "--save-dir", folder, *words, "--max-update", updates, "--user-dir", USER_DIR)
+        assert in_child(cli, fairseq_cli.train, *module_args) == 0
+        return torch.load(folder / "checkpoint_last.pt", map_location="cpu")
+
+    def layers(state):
+        return {stack: len({k.split(stack)[1].split(".")[0] for k in state["model"] if stack in k}) for stack in STACKS}
+
+    assert layers(train(tmp_path / "whole", 3)) == dict.fromkeys(STACKS, 3)
+    assert train(tmp_path / "whole", 5)["optimizer_history"][-1]["num_updates"] == 5
+    trained = tmp_path / "whole" / "checkpoint_last.pt"
+
+    keep = {"encoder_layers_to_keep": "0,2", "decoder_layers_to_keep": "1"}
+    pruned = {"encoder.layers.": 2, "memory.layers.": 1, "decoder.layers.": 1}
+    flags = ("--encoder-layers-to-keep", "0,2", "--decoder-layers-to-keep", "1")
+    assert layers(train(tmp_path / "pruned", 2, *flags, "--finetune-from-model", trained)) == pruned
+    assert layers(train(tmp_path / "pruned", 4, *flags)) == pruned
+
+    for model, overrides in (trained, {}), (trained, keep), (tmp_path / "pruned" / "checkpoint_last.pt", {}):
+        args = (data, "--path", model, "--cpu", "--beam", 2, "--results-path", tmp_path, "--user-dir", USER_DIR)
+        assert in_child(cli, fairseq_cli.generate, *args, "--model-overrides", str(overrides)) == 0
+        assert sorted(generated((tmp_path / "generate-test.txt").read_text(), "H")) == list(range(203))
+    assert sorted(interactive(data, trained, ["a b", "", "j"], "--model-overrides", str(keep))) == [0, 1, 2]
+
+
 BAD_FLAGS = {
     "heads": (("--encoder-attention-heads", 5), "--encoder-attention-heads 5 does not divide"),
     "slots": (("--projection-length", 0), "--projection-length must be at least 1, but is 0"),
     "activation": (("--causal-activation", "softmax"), "invalid choice: 'softmax'"),
+    "refused": (("--no-cross-attention",), "--no-cross-attention does not go with Luna: its decoder needs a source"),
 }
 
 

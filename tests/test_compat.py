@@ -3,14 +3,12 @@
 import argparse
 import io
 import logging
-import multiprocessing
 import os
 import pickle
 import random
 import re
 import resource
 import signal
-import sys
 import time
 import warnings
 import zipfile
@@ -20,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import USER_DIR, fairseq, run
+from commands import USER_DIR, cli, fairseq, in_child, run
 from fairseq import checkpoint_utils
-from fairseq.data import data_utils
+from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.modules import AdaptiveSoftmax
 from fairseq_cli import preprocess
 from fairseq_cli import train as fairseq_train
 from omegaconf import OmegaConf
@@ -36,19 +35,6 @@ pytestmark = pytest.mark.stock
 
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| INFO \| [\w.]+ \| ")
 LINES = {"train": 61, "valid": 13, "test": 61}  # none a multiple of 8
-
-
-def in_child(action, *args):
-    """The exit code of `action(*args)` in a forked process (a fresh one would spend seconds on imports)."""
-
-    def child():
-        torch.set_num_threads(1)  # threads do not survive a fork
-        action(*args)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(120)
-    return process.exitcode
 
 
 def kill_when_half_written(path):
@@ -68,11 +54,6 @@ def training(data, save_dir):
         *("--optimizer", "adam", "--lr", 0.01, "--max-tokens", 100, "--max-update", 9),
         *("--save-interval-updates", 3, "--eval-bleu"),
     )
-
-
-def cli(module, *args):
-    sys.argv = [module.__name__, *map(str, args)]
-    module.cli_main()
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +331,22 @@ def test_applied_twice_is_applied_once():
         once = patched()
         compat.apply()
         assert patched() == once
+
+
+def test_adaptive_loss_counts_every_word():
+    """Also the second of each band, which has the number of padding there."""
+    compat.count_every_word_of_a_band()  # a second time, which must not matter
+    torch.manual_seed(1)
+    words = Dictionary()
+    model = argparse.Namespace(decoder=argparse.Namespace(adaptive_softmax=AdaptiveSoftmax(20, 8, [6, 12], 0.0, 2.0)))
+    features, target = torch.randn(4, 5, 8), torch.arange(20).view(4, 5)
+    want = model.decoder.adaptive_softmax.get_log_prob(features, None).gather(2, target.unsqueeze(2)).squeeze(2)
+    outputs, targets = model.decoder.adaptive_softmax(features, target)
+    found = torch.zeros(20)
+    bands = [torch.arange(20), torch.arange(6, 12), torch.arange(12, 20)]
+    for band, output, numbers in zip(bands, outputs, targets):
+        found[band] += torch.nn.functional.nll_loss(
+            output.log_softmax(-1), numbers, ignore_index=words.pad(), reduction="none"
+        )
+    counted = torch.arange(20) != words.pad()
+    torch.testing.assert_close(found[counted], -want.flatten()[counted])

@@ -10,10 +10,11 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models.transformer import TransformerModel, base_architecture
 from fairseq.modules import FairseqDropout
 from omegaconf import OmegaConf
-from tiny import DIMS, EOS, ORDINARY, PAD, VARIANTS, build, dictionary, sentences, sharpen, targets, task
+from tiny import DIMS, EOS, ORDINARY, PAD, PRE_NORM, VARIANTS, build, dictionary, sentences, sharpen, targets, task
 
 from fairseq_luna.attention import GaussianBias, head_decays
-from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig, checked
+from fairseq_luna.checks import checked
+from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig
 from fairseq_luna.functional import slot_offsets
 from fairseq_luna.model import LunaTransformerModel
 
@@ -137,14 +138,6 @@ def test_every_dropout_counts():
         module.p = 0.0
 
 
-@pytest.fixture(scope="module")
-def one_process_group(tmp_path_factory):
-    store = tmp_path_factory.mktemp("store") / "file"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @variants
 def test_ddp_without_find_unused_parameters(settings, one_process_group):
     """DDP complains at the second step if a parameter had no gradient in the first."""
@@ -165,12 +158,20 @@ THEIR_NAMES = {
 
 
 @pytest.mark.stock
-@pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
-def test_three_ordinary_attentions_are_fairseqs_transformer(pre_norm):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        PRE_NORM,
+        {**PRE_NORM, "no_decoder_final_norm": True},
+        {"adaptive_softmax_cutoff": [12, 30], "adaptive_softmax_factor": 2.0, "share_all_embeddings": False},
+    ],
+    ids=["post-norm", "pre-norm", "no-final-norm", "adaptive-softmax"],
+)
+def test_three_ordinary_attentions_are_fairseqs_transformer(settings):
     """The same parameters, in number and by other names, and the same results."""
-    norms = {"encoder_normalize_before": pre_norm, "decoder_normalize_before": pre_norm}
-    ours = sharpen(build(**norms, **ORDINARY))
-    args = Namespace(**{**DIMS, "dropout": 0.0, **norms, "max_source_positions": 99, "max_target_positions": 99})
+    ours = sharpen(build(**settings, **ORDINARY))
+    args = Namespace(**{**DIMS, "dropout": 0.0, **settings, "max_source_positions": 99, "max_target_positions": 99})
     base_architecture(args)
     words = dictionary()
     theirs = TransformerModel.build_model(args, task(words, words)).eval().double()
@@ -186,9 +187,12 @@ def test_three_ordinary_attentions_are_fairseqs_transformer(pre_norm):
     sizes = [p.numel() for name, p in theirs.named_parameters() if not twice.fullmatch(name)]
     assert sum(p.numel() for p in ours.parameters()) == sum(sizes)
     source, prev = sentences([12, 5, 2]), targets([7, 9, 1])
-    want = theirs(source, source.ne(PAD).sum(dim=1), prev)[0]
-    real = prev.ne(PAD)
-    torch.testing.assert_close(logits(ours, source, prev)[real], want[real], rtol=0, atol=3e-6)
+    real, lengths = prev.ne(PAD), source.ne(PAD).sum(dim=1)
+    with torch.no_grad():
+        found, want = (
+            model.get_normalized_probs(model(source, lengths, prev), log_probs=True)[real] for model in (ours, theirs)
+        )
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=3e-6)
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["", "fixed"])

@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from tiny import dictionary
 
-from fairseq_luna.config import ARCHITECTURES, CONFIGS, checked, flag
+from fairseq_luna.checks import checked
+from fairseq_luna.config import ARCHITECTURES, CONFIGS, flag
 from fairseq_luna.model import LunaTransformerModel
 
 try:

@@ -102,11 +102,12 @@ def sharpen(model: LunaTransformerModel, seed: int = 2) -> LunaTransformerModel:
         for name, p in model.named_parameters():
             if name.endswith(("bias", "bias.shift", "bias.sharpness")):
                 p.add_(torch.randn(p.shape, generator=generator, dtype=torch.float64), alpha=0.3)
-            elif "embed_tokens" in name or "output_projection" in name:
+            elif "embed_tokens" in name or "output_projection" in name or "adaptive_softmax" in name:
                 p.mul_(2)
         decoder = model.decoder
         last_norm = decoder.layer_norm or decoder.layers[-1].ffn_residual.layer_norm
-        eos = decoder.output_projection.weight[EOS]
+        output = decoder.output_projection if decoder.adaptive_softmax is None else decoder.adaptive_softmax.head
+        eos = output.weight[EOS]
         last_norm.bias.add_(eos, alpha=float(4 / eos.dot(eos)))
     return model
 
