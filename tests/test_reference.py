@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import PAD, dictionary, task
 
 from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig
@@ -15,19 +16,30 @@ CASES = sorted(p.stem for p in (Path(__file__).parent / "data").glob("*.npz"))
 pytestmark = pytest.mark.stock
 
 
-@pytest.fixture(scope="module", params=CASES)
-def case(request):
-    """The arrays of a case as tensors, and a model loaded with its parameters."""
-    with np.load(Path(__file__).parent / "data" / f"{request.param}.npz") as data:
+def read(name):
+    """The arrays of a case as tensors, its settings, and the authors' parameters by their names."""
+    with np.load(Path(__file__).parent / "data" / f"{name}.npz") as data:
         settings = json.loads(str(data["args"]))
         arrays = {k: torch.from_numpy(data[k]) for k in data.files if k != "args"}
-    words = dictionary(len(arrays["param/decoder.embed_tokens.weight"]))
+    prefix = "param/"
+    return arrays, settings, {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def loaded(settings, theirs):
+    """A model of these settings with the authors' parameters."""
+    words = dictionary(len(theirs["decoder.embed_tokens.weight"]))
     known = LunaTransformerConfig.__dataclass_fields__
     cfg = LunaTransformerConfig(**{k: v for k, v in settings.items() if k in known})
     model = LunaTransformerModel.build_model(cfg, task(words, words)).double().eval()
-    prefix = "param/"
-    model.load_state_dict({k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)})
-    return model, arrays
+    model.load_state_dict(dict(theirs))
+    return model
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """A model loaded with the parameters of a case, and its arrays."""
+    arrays, settings, theirs = read(request.param)
+    return loaded(settings, theirs), arrays
 
 
 def agrees(ours, theirs, mask=None):
@@ -84,6 +96,33 @@ def test_parameter_counts_of_the_paper(arch, millions):
     cfg = LunaTransformerConfig(**ARCHITECTURES[arch], share_all_embeddings=True)
     model = LunaTransformerModel.build_model(cfg, task(words, words))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+@torch.no_grad()
+def test_norms_of_embeddings():
+    """No case of theirs was trained with --layernorm-embedding. So its six parameters are added to one, and it ought to
+    compute what the case without does when its first layers read the norm of scaled embeddings plus positions."""
+    arrays, settings, theirs = read("tied_postnorm")
+    names = "encoder.layernorm_embedding", "encoder.layernorm_porjected_embedding", "decoder.layernorm_embedding"
+    torch.manual_seed(1)
+    norms = {f"{name}.{kind}": torch.randn(32).double() for name in names for kind in ("weight", "bias")}
+    model, plain = loaded({**settings, "layernorm_embedding": True}, {**theirs, **norms}), loaded(settings, theirs)
+    source, prev = arrays["src_tokens"], arrays["prev_output_tokens"]
+
+    def normed(embeddings, positions, name):
+        return F.layer_norm(32**0.5 * embeddings + positions, (32,), norms[f"{name}.weight"], norms[f"{name}.bias"])
+
+    embeddings, slots = theirs["encoder.embed_tokens.weight"], theirs["encoder.projected_embeddings"]
+    x = normed(embeddings[source], plain.encoder.embed_positions(source), names[0])
+    packed = normed(slots, theirs["encoder.projected_positions"], names[1])
+    y = normed(embeddings[prev], plain.decoder.embed_positions(prev), names[2])
+    plain.encoder.layers[0].register_forward_pre_hook(
+        lambda layer, inputs: (x, packed[: inputs[1].size(1)].expand_as(inputs[1]), *inputs[2:])
+    )
+    plain.decoder.layers[0].register_forward_pre_hook(lambda layer, inputs: (y, *inputs[1:]))
+    found, want = (each.decoder(prev, each.encoder(source))[0] for each in (model, plain))
+    agrees(found, want, prev.ne(PAD))
+    assert not torch.allclose(want, arrays["logits"])
 
 
 def test_a_parameter_of_theirs_that_is_missing_is_named(case):
