@@ -7,15 +7,18 @@ a defect was seen is said first; "fairseq main" is the development version of 20
 import argparse
 import collections
 import functools
+import importlib.util
 import io
 import logging
 import math
 import os
 import pickle
 import re
+import sys
 import time
 import warnings
 import zipfile
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -31,6 +34,12 @@ def apply() -> None:
     keep_last_batch()
     replace_unknown_words()
     count_every_word_of_a_band()
+    keep_bf16_off_tpus()
+    generate_in_bf16()
+    restore_numpy_names()
+    index_large_data()
+    fetch_first_batch()
+    count_diverse_groups_by_batch()
 
 
 def silence_deprecations() -> None:
@@ -330,3 +339,154 @@ def count_every_word_of_a_band() -> None:
         loss, _, _ = criterion(Model(), {"net_input": {}, "target": torch.tensor([[4 + Dictionary().pad()]])})
     if loss.item() < math.log(5 * 4) - 1e-3:  # of four words and a band, then of the four words in it
         AdaptiveSoftmax.forward = forward_behind_specials
+
+
+def keep_bf16_off_tpus() -> None:
+    """fairseq 0.12.2 and main: `--bf16` and `--memory-efficient-bf16` ask for a TPU, and fail without torch_xla.
+
+    `parse_args_and_arch` (fairseq/options.py) sets `tpu`, and it is at work while this plugin is imported. So the flag
+    is taken back where the arguments become the configuration. Known by parsing bf16 alone. Nothing changes where
+    torch_xla is installed, or where the command says --tpu itself.
+    """
+    from fairseq import options
+    from fairseq.dataclass import utils
+
+    override = utils.override_module_args
+
+    @functools.wraps(override)
+    def override_module_args(args):
+        if getattr(args, "bf16", False) and "--tpu" not in sys.argv:
+            args.tpu = False
+        return override(args)
+
+    def asks_for_tpu() -> bool:
+        parser = argparse.ArgumentParser(add_help=False)
+        parser.set_defaults(bf16=True, fp16=False, batch_size=None)
+        args = options.parse_args_and_arch(parser, [])
+        utils.override_module_args(args)
+        return args.tpu
+
+    if importlib.util.find_spec("torch_xla") is None and asks_for_tpu():
+        utils.override_module_args = override_module_args
+
+
+def generate_in_bf16() -> None:
+    """fairseq 0.12.2 and main: fairseq-generate, -interactive and -eval-lm take `--bf16` and compute in float32.
+
+    They ask for --fp16 alone. Known by a model staying in float32 in `prepare_for_inference_`, which they all call. It
+    turns into bfloat16 there.
+    """
+    import torch
+    from fairseq.models import BaseFairseqModel
+
+    prepare = BaseFairseqModel.prepare_for_inference_
+
+    @functools.wraps(prepare)
+    def prepare_for_inference_(self, cfg):
+        if getattr(getattr(cfg, "common", None), "bf16", False):
+            self.bfloat16()
+        prepare(self, cfg)
+
+    model = BaseFairseqModel()
+    model.weight = torch.nn.Parameter(torch.zeros(1))
+    model.prepare_for_inference_(SimpleNamespace(common=SimpleNamespace(bf16=True), generation=SimpleNamespace()))
+    if model.weight.dtype == torch.float32:
+        BaseFairseqModel.prepare_for_inference_ = prepare_for_inference_
+
+
+def restore_numpy_names() -> None:
+    """fairseq main with numpy 2.4: `--num-batch-buckets` fails, and so does `--sample-break-mode eos`.
+
+    numpy has lost `percentile(interpolation=...)`, now `method`, and `compat.long`, which is `int`. Known by trying
+    both. The modules of fairseq that use them get a numpy that has them; numpy itself stays as it is.
+    """
+    import numpy as np
+    from fairseq.data import data_utils, language_pair_dataset, token_block_dataset
+
+    class Numpy:
+        compat = SimpleNamespace(long=int)
+
+        def __getattr__(self, name):
+            return getattr(np, name)
+
+        def percentile(self, *args, interpolation="linear", **kwargs):
+            return np.percentile(*args, **{"method": interpolation, **kwargs})
+
+    try:
+        data_utils.get_buckets(np.ones(1), 1)
+    except TypeError:
+        data_utils.np = Numpy()
+    try:
+        token_block_dataset.TokenBlockDataset([0], [1], None, pad=1, eos=2, break_mode="eos")
+    except AttributeError:
+        token_block_dataset.np = language_pair_dataset.np = Numpy()
+
+
+def index_large_data() -> None:
+    """fairseq main with numpy 2: `fairseq-preprocess --workers` spoils data of more than 2 GiB.
+
+    The places of the sentences are summed up in 32 bits, since the lengths that the workers hand over are numpy's
+    int32 (`merge_file_` of fairseq/data/indexed_dataset.py). Known by summing up three long ones.
+    """
+    import numpy as np
+    from fairseq.data.indexed_dataset import MMapIndexedDataset, MMapIndexedDatasetBuilder
+
+    finalize = MMapIndexedDatasetBuilder.finalize
+
+    @functools.wraps(finalize)
+    def finalize_in_64_bits(self, index_file):
+        self._sizes = [int(size) for size in self._sizes]
+        finalize(self, index_file)
+
+    with np.errstate(over="ignore"):
+        places = MMapIndexedDataset.Index.writer(os.devnull, np.uint16)._get_pointers([np.int32(2**30)] * 3)
+    if places[-1] != 2**32 and not hasattr(finalize, "__wrapped__"):
+        MMapIndexedDatasetBuilder.finalize = finalize_in_64_bits
+
+
+def fetch_first_batch() -> None:
+    """fairseq 0.12.2 and main: training on `--dataset-impl cached` fails with a KeyError.
+
+    So old prepared data fails as it is, as this is how it is read. The trainer reads the first batch before anything
+    is in the cache (`EpochBatchIterator.first_batch` of fairseq/data/iterators.py, which never calls `prefetch`; by
+    this it is known). The batch is fetched first.
+    """
+    from fairseq.data.iterators import EpochBatchIterator
+
+    read = EpochBatchIterator.first_batch.fget
+
+    def first_batch(self):
+        if self._supports_prefetch and len(self.frozen_batches) > 0:
+            self.dataset.prefetch(self.frozen_batches[0])
+        return read(self)
+
+    if "prefetch" not in read.__code__.co_names:
+        EpochBatchIterator.first_batch = property(first_batch)
+
+
+def count_diverse_groups_by_batch() -> None:
+    """fairseq main: `--diverse-beam-groups` fails from the second batch on, and is wrong in the first.
+
+    `DiverseBeamSearch` (fairseq/search.py) keeps for each sentence of a batch how much its groups overlap, and looks it
+    up by the sentence's number in the whole set. Known by a sentence that is not the first of its set failing. The
+    numbers become places in the batch.
+    """
+    import torch
+    from fairseq.data import Dictionary
+    from fairseq.search import DiverseBeamSearch
+
+    search = DiverseBeamSearch.step
+
+    @functools.wraps(search)
+    def step(self, step, lprobs, scores, prev_output_tokens=None, original_batch_idxs=None):
+        if step == 0:
+            self.numbers = original_batch_idxs
+        places = (original_batch_idxs.unsqueeze(1) == self.numbers).int().argmax(dim=1)
+        return search(self, step, lprobs, scores, prev_output_tokens, places)
+
+    try:
+        beams, number = DiverseBeamSearch(Dictionary(), num_groups=2, diversity_strength=0.5), torch.tensor([1])
+        for i in range(2):
+            beams.step(i, torch.zeros(1, 2, 9), torch.zeros(1, 2, 2), None, number)
+    except IndexError:
+        DiverseBeamSearch.step = step

@@ -60,6 +60,9 @@ NAMES: Dict[str, Optional[str]] = {
     "decoder.version": None,
     "encoder.projected_embeddings": "encoder.packed_embedding",
     "encoder.projected_positions": None,
+    "encoder.layernorm_embedding": "encoder.embed_norm",
+    "encoder.layernorm_porjected_embedding": "encoder.packed_norm",  # spelt so
+    "decoder.layernorm_embedding": "decoder.embed_norm",
     "encoder.proj_layer_norm": "encoder.packed_layer_norm",
     "decoder.proj_layer_norm": None,
     **{f"encoder.layers.N.{k}": f"encoder.layers.N.{v}" for k, v in _ENCODER_LAYER.items()},

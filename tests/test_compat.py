@@ -9,6 +9,7 @@ import random
 import re
 import resource
 import signal
+import sys
 import time
 import warnings
 import zipfile
@@ -20,14 +21,21 @@ import pytest
 import torch
 from commands import USER_DIR, cli, fairseq, in_child, run
 from fairseq import checkpoint_utils
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import Dictionary, LanguagePairDataset, TokenBlockDataset, data_utils, indexed_dataset
+from fairseq.data.iterators import EpochBatchIterator
+from fairseq.dataclass import utils as dataclass_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq.models import BaseFairseqModel
+from fairseq.models.transformer import TransformerModel, base_architecture
 from fairseq.modules import AdaptiveSoftmax
+from fairseq.search import DiverseBeamSearch
+from fairseq.sequence_generator import SequenceGenerator
 from fairseq_cli import preprocess
 from fairseq_cli import train as fairseq_train
 from omegaconf import OmegaConf
+from tiny import PAD, build, dictionary, sentences, sharpen, task
 
 from fairseq_luna import compat
 
@@ -45,12 +53,13 @@ def kill_when_half_written(path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
 
 
-def training(data, save_dir):
-    """A few updates of a stock model that has no config dataclass, saving a checkpoint with BLEU counts every three."""
+def training(data, save_dir, arch="transformer"):
+    """A few updates of a tiny model, by default one without a config dataclass, saving a checkpoint with BLEU counts
+    every three."""
     sizes = ("layers=1", "embed-dim=8", "ffn-embed-dim=8", "attention-heads=2")
     sizes = [f"--{side}-{size}" for side in ("encoder", "decoder") for size in sizes]
     return (
-        *(data, "--save-dir", save_dir, "--arch", "transformer", *sizes, "--dropout", 0.1, "--cpu", "--num-workers", 0),
+        *(data, "--save-dir", save_dir, "--arch", arch, *sizes, "--dropout", 0.1, "--cpu", "--num-workers", 0),
         *("--optimizer", "adam", "--lr", 0.01, "--max-tokens", 100, "--max-update", 9),
         *("--save-interval-updates", 3, "--eval-bleu"),
     )
@@ -316,9 +325,149 @@ def test_deprecations_are_silenced_and_nothing_else():
     assert [warning.message for warning in seen if "CUDA is not available" not in str(warning.message)] == others
 
 
+@pytest.mark.parametrize("arch, optimizer", [("luna_transformer", "apollo"), ("transformer", "adam")])
+def test_bf16_trains_in_bfloat16(data, tmp_path, arch, optimizer):
+    def train():
+        more = ("--bf16", "--optimizer", optimizer, "--max-update", 2, "--disable-validation", "--user-dir", USER_DIR)
+        cli(fairseq_train, *training(data, tmp_path, arch), *more)
+
+    assert in_child(train) == 0
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint_last.pt"))
+    assert state["optimizer_history"][-1]["num_updates"] == 2
+    for name, value in state["model"].items():  # which fairseq saves in float32
+        assert torch.equal(value, value.bfloat16().float()), name
+    assert not state["cfg"]["common"]["tpu"]
+
+
+def uses_tpu():
+    parsed = argparse.Namespace(bf16=True, tpu=True)  # fairseq sets the second by the first
+    return "common.tpu=True" in dataclass_utils.override_module_args(parsed)[0]
+
+
+def test_tpu_is_used_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fairseq-train", "--bf16"])
+    assert not uses_tpu()
+    monkeypatch.setattr(sys, "argv", ["fairseq-train", "--bf16", "--tpu"])
+    assert uses_tpu()
+
+
+def test_bf16_is_left_alone_where_there_may_be_a_tpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(dataclass_utils, "override_module_args", dataclass_utils.override_module_args.__wrapped__)
+    (tmp_path / "torch_xla.py").touch()
+    with monkeypatch.context() as there:
+        there.syspath_prepend(tmp_path)
+        compat.keep_bf16_off_tpus()
+        assert uses_tpu()
+    compat.keep_bf16_off_tpus()
+    assert not uses_tpu()
+
+
+def transformer():
+    """fairseq's Transformer, tiny."""
+    torch.manual_seed(1)
+    sizes = dict.fromkeys(("encoder_embed_dim", "decoder_embed_dim", "encoder_ffn_embed_dim"), 16)
+    args = argparse.Namespace(**sizes, encoder_layers=1, decoder_layers=1, share_all_embeddings=True)
+    base_architecture(args)
+    words = dictionary()
+    return TransformerModel.build_model(args, task(words, words)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [lambda: build(double=False), transformer], ids=["luna", "transformer"])
+def test_generation_in_bf16(make):
+    model = make()
+    cfg = OmegaConf.create({"common": {"bf16": True}, "generation": {"beam": 2}})
+    model.prepare_for_inference_(cfg)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    found = diverse_hypotheses(model, [[0, 1]])
+    assert all(0 < len(tokens) <= 11 for tokens in found[1])
+
+
+def pairs(lengths):
+    """A data set of these lengths of source and target, with three buckets of lengths on either side."""
+    items, sizes = [torch.full((n,), 5) for n in lengths], np.array(lengths)
+    words = dictionary()
+    return LanguagePairDataset(items, sizes, words, items, sizes, words, num_buckets=3)
+
+
+def test_buckets_pad_every_sentence_to_few_lengths():
+    lengths = list(range(1, 41))
+    dataset = pairs(lengths)
+    assert dataset.src.sizes.tolist() == [14] * 14 + [27] * 13 + [40] * 13
+    batches = dataset.batch_by_size(dataset.ordered_indices(), max_tokens=120)
+    assert sorted(index for batch in batches for index in batch) == list(range(40))
+    for batch in batches:
+        shape = dataset.collater([dataset[index] for index in batch])["net_input"]["src_tokens"].shape
+        assert shape == (len(batch), max(dataset.src.sizes[batch])) and shape[0] * shape[1] <= 120
+
+
+def test_texts_by_sentence():
+    """`--sample-break-mode eos` of language models."""
+    texts = [torch.tensor([5, 6, 2]), torch.tensor([2]), torch.tensor([7, 2])]
+    dataset = TokenBlockDataset(texts, [3, 1, 2], None, pad=1, eos=2, break_mode="eos")
+    assert [item.tolist() for item in dataset] == [text.tolist() for text in texts]
+
+
+def test_data_beyond_2_gib_is_indexed(tmp_path):
+    builder = indexed_dataset.make_builder(str(tmp_path / "text.bin"), "mmap", vocab_size=1000)
+    builder._sizes = [2, *map(np.int32, (2**30, 2**30, 5))]  # as after `merge_file_` of what a worker wrote
+    builder.finalize(str(tmp_path / "text.idx"))
+    index = indexed_dataset.MMapIndexedDataset.Index(str(tmp_path / "text.idx"))
+    assert [index[i] for i in range(4)] == [(0, 2), (4, 2**30), (4 + 2**31, 2**30), (4 + 2**32, 5)]
+
+
+def test_cached_data_has_a_first_batch(tmp_path):
+    builder = indexed_dataset.make_builder(str(tmp_path / "text.bin"), "cached")
+    for words in [5, 6, 2], [2], [7, 2]:
+        builder.add_item(torch.tensor(words))
+    builder.finalize(str(tmp_path / "text.idx"))
+    dataset = indexed_dataset.make_dataset(str(tmp_path / "text"), "cached", fix_lua_indexing=True)
+    batches = EpochBatchIterator(dataset, lambda items: [item.tolist() for item in items], [[2], [0, 1]])
+    assert batches.first_batch == [[7, 2]]
+    assert list(batches.next_epoch_itr(shuffle=False)) == [[[7, 2]], [[5, 6, 2], [2]]]
+
+
+LENGTHS = [5, 3, 7, 4, 6, 2]
+
+
+def diverse_hypotheses(model, batches):
+    """Six hypotheses in three groups for sentences of LENGTHS, given by their numbers, in these batches."""
+    words, found = model.decoder.dictionary, {}
+    search = DiverseBeamSearch(words, num_groups=3, diversity_strength=2.0)
+    generator = SequenceGenerator([model], words, beam_size=6, max_len_b=10, search_strategy=search)
+    everything = sentences(LENGTHS)
+    for batch in batches:
+        source = everything[batch, -max(LENGTHS[i] for i in batch) :]
+        net_input = {"src_tokens": source, "src_lengths": source.ne(PAD).sum(dim=1)}
+        hypotheses = generator.generate([model], {"id": torch.tensor(batch), "net_input": net_input})
+        found.update((i, [h["tokens"].tolist() for h in each]) for i, each in zip(batch, hypotheses))
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "make", [lambda: sharpen(build()), lambda: transformer().double()], ids=["luna", "transformer"]
+)
+def test_diverse_beam_search_is_the_same_in_every_batch(make):
+    model = make()
+    want = diverse_hypotheses(model, [[i] for i in range(6)])
+    assert len({str(hypotheses) for hypotheses in want.values()}) == 6
+    assert diverse_hypotheses(model, [[4, 0, 2], [5, 1, 3]]) == want
+
+
 def test_applied_twice_is_applied_once():
     def patched():
         return (
+            dataclass_utils.override_module_args,
+            BaseFairseqModel.prepare_for_inference_,
+            (
+                data_utils.np,
+                sys.modules[LanguagePairDataset.__module__].np,
+                sys.modules[TokenBlockDataset.__module__].np,
+            ),
+            indexed_dataset.MMapIndexedDatasetBuilder.finalize,
+            EpochBatchIterator.first_batch,
+            DiverseBeamSearch.step,
             checkpoint_utils.load_checkpoint_to_cpu,
             checkpoint_utils._torch_persistent_save,
             data_utils.batch_by_size,

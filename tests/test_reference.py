@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import PAD, dictionary, task
 
 from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig
@@ -25,12 +26,16 @@ def build(settings, theirs, **changes):
     return model
 
 
+def read(name):
+    """The arrays of a case as tensors, and its settings."""
+    with np.load(Path(__file__).parent / "data" / f"{name}.npz") as data:
+        return {k: torch.from_numpy(data[k]) for k in data.files if k != "args"}, json.loads(str(data["args"]))
+
+
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    """The arrays of a case as tensors, and a model loaded with its parameters."""
-    with np.load(Path(__file__).parent / "data" / f"{request.param}.npz") as data:
-        settings = json.loads(str(data["args"]))
-        arrays = {k: torch.from_numpy(data[k]) for k in data.files if k != "args"}
+    """A model loaded with the parameters of a case, its arrays and its settings."""
+    arrays, settings = read(request.param)
     return build(settings, parameters(arrays)), arrays, settings
 
 
@@ -94,6 +99,35 @@ def test_parameter_counts_of_the_paper(arch, millions):
     cfg = LunaTransformerConfig(**ARCHITECTURES[arch], share_all_embeddings=True)
     model = LunaTransformerModel.build_model(cfg, task(words, words))
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+@torch.no_grad()
+def test_norms_of_embeddings():
+    """No case of theirs was trained with --layernorm-embedding. So its six parameters are added to one, and it ought to
+    compute what the case without does when its first layers read the norm of scaled embeddings plus positions."""
+    arrays, settings = read("tied_postnorm")
+    theirs = parameters(arrays)
+    names = "encoder.layernorm_embedding", "encoder.layernorm_porjected_embedding", "decoder.layernorm_embedding"
+    torch.manual_seed(1)
+    norms = {f"{name}.{kind}": torch.randn(32).double() for name in names for kind in ("weight", "bias")}
+    model = build(settings, {**theirs, **norms}, layernorm_embedding=True)
+    plain = build(settings, theirs)
+    source, prev = arrays["src_tokens"], arrays["prev_output_tokens"]
+
+    def normed(embeddings, positions, name):
+        return F.layer_norm(32**0.5 * embeddings + positions, (32,), norms[f"{name}.weight"], norms[f"{name}.bias"])
+
+    embeddings, slots = theirs["encoder.embed_tokens.weight"], theirs["encoder.projected_embeddings"]
+    x = normed(embeddings[source], plain.encoder.embed_positions(source), names[0])
+    packed = normed(slots, theirs["encoder.projected_positions"], names[1])
+    y = normed(embeddings[prev], plain.decoder.embed_positions(prev), names[2])
+    plain.encoder.layers[0].register_forward_pre_hook(
+        lambda layer, inputs: (x, packed[: inputs[1].size(1)].expand_as(inputs[1]), *inputs[2:])
+    )
+    plain.decoder.layers[0].register_forward_pre_hook(lambda layer, inputs: (y, *inputs[1:]))
+    found, want = (each.decoder(prev, each.encoder(source))[0] for each in (model, plain))
+    agrees(found, want, prev.ne(PAD))
+    assert not torch.allclose(want, arrays["logits"])
 
 
 def test_a_parameter_of_theirs_that_is_missing_is_named(case):
