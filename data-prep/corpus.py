@@ -153,6 +153,8 @@ def settings_of(args: argparse.Namespace) -> Dict[str, Any]:
     if vocabulary_of(args):
         del settings["vocab_size"]  # the other data's
         settings["vocabulary"] = sha256(vocabulary_of(args))
+    if dictionary_of(args):
+        settings["dictionary"] = sha256(dictionary_of(args))
     return settings
 
 
@@ -160,6 +162,15 @@ def vocabulary_of(args: argparse.Namespace) -> Optional[Path]:
     """The model of data prepared before, where its pieces are to be those of this text."""
     folder = getattr(args, "vocabulary_of", None)
     return folder / RECIPES[args.recipe].model if folder else None
+
+
+def dictionary_of(args: argparse.Namespace) -> Optional[Path]:
+    """The dictionary of those data, where their model does not tell it."""
+    folder = getattr(args, "vocabulary_of", None)
+    if not folder or args.recipe == "sentencepiece":
+        return None
+    source = read_json(folder / "manifest.json")["settings"]["source"]
+    return folder / "data-bin" / f"dict.{source}.txt"
 
 
 @contextmanager
@@ -235,6 +246,8 @@ class Corpus:
         self.step("vocabulary", before, learning, [self.recipe.model], self.learn)
         outputs = [f"pieces/{name}" for name in self.files()]
         cutting = {**self.pick("max_length", "max_ratio"), "model": sha256(self.out / self.recipe.model)}
+        if "dictionary" in self.settings:
+            cutting.update(self.pick("dictionary"))
         self.step("pieces", "vocabulary", cutting, outputs, self.split)
         pair = "-".join(self.languages)
         outputs = [f"data-bin/{split}.{pair}.{lang}.{kind}" for split, lang in self.sides() for kind in ("bin", "idx")]
@@ -429,8 +442,10 @@ class Corpus:
                         kept[f"{split}.{lang}"] += found.kept
                 if not kept[f"{split}.{self.args.source}"]:
                     raise Problem(f"no {split} pair is left: {listing(dropped)}")
-            symbols = self.recipe.symbols()
-            if symbols:
+            symbols, given = self.recipe.symbols(), dictionary_of(self.args)
+            if given:
+                shutil.copyfile(given, folder / "dict.txt")
+            elif symbols:
                 with create(folder / "dict.txt") as file:
                     file.writelines(f"{symbol} 1\n" for symbol in symbols)
         return {

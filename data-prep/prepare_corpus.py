@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
         "--vocabulary-of",
         type=absolute,
         metavar="DIR",
-        help="the sentencepiece vocabulary of data prepared before: their models can be trained on with these",
+        help="the vocabulary of data prepared before, of the same --recipe: their models can be trained on with these",
     )
     add_options(parser, max_length=1000, max_ratio=9.0)
     return parser.parse_args()
@@ -44,8 +44,10 @@ def main() -> None:
         raise Problem(f"--source and --target are both {args.source}")
     if args.vocabulary_of:
         given = recipes.load(args.vocabulary_of)
-        if args.recipe != "sentencepiece" or given.name != args.recipe:
-            raise Problem(f"--vocabulary-of is for data of sentencepiece, but here are {args.recipe} and {given.name}")
+        if given.name != args.recipe:
+            raise Problem(
+                f"{args.vocabulary_of} is of --recipe {given.name}, but here it is {args.recipe}: give the same"
+            )
     languages = args.source, args.target
     paths = {f"{split}.{lang}": Path(f"{getattr(args, split)}.{lang}") for split in SPLITS for lang in languages}
     for path in paths.values():

@@ -383,7 +383,8 @@ class Study:
             extra=[],
         )
         file = run / file_name(options, "test", decoding["lenpen"])
-        hypotheses = generate(options, "test", decoding["lenpen"], file, self.environment(place))
+        generate(options, "test", decoding["lenpen"], file, self.environment(place))
+        hypotheses = list(read_lines(file))
         log = TrainingLog.read(run / "train.log")
         if not log.valid:
             raise Problem(f"{run / 'train.log'} has no validation: a study compares by it, so leave it on")

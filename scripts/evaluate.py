@@ -134,7 +134,8 @@ class Evaluation:
             lenpen = max(sweep, key=lambda row: row["BLEU on valid"])["lenpen"]
             say(f"chosen: length penalty {lenpen:g}")
         file = self.out / file_name(self.args, "test", lenpen)
-        hypotheses = generate(self.args, "test", lenpen, file)
+        generate(self.args, "test", lenpen, file)
+        hypotheses = list(read_lines(file))
         generation = read_json(file.with_name(file.name + ".json"))
         settings = {
             "generation": generation["settings"],
@@ -162,8 +163,9 @@ class Evaluation:
         """BLEU on the validation set for each length penalty."""
         rows = []
         for lenpen in (self.args.lenpens or LENPENS) if self.args.sweep else []:
-            hypotheses = generate(self.args, "valid", lenpen, self.out / file_name(self.args, "valid", lenpen))
-            bleu = score(hypotheses, self.text("valid", self.target), self.target, ["BLEU"])["BLEU"]
+            file = self.out / file_name(self.args, "valid", lenpen)
+            generate(self.args, "valid", lenpen, file)
+            bleu = score(list(read_lines(file)), self.text("valid", self.target), self.target, ["BLEU"])["BLEU"]
             say(f"length penalty {lenpen:g}: BLEU {bleu['score']:.2f} on the validation set")
             rows.append({"lenpen": lenpen, "BLEU on valid": bleu["score"], "signature": bleu["signature"]})
         return rows

@@ -1,14 +1,21 @@
-"""Translate a subset of a run's data by beam search with its averaged model.
+"""Translate a subset of a run's data by beam search with its averaged model, or with those of several runs together.
 
-The hypotheses come detokenised and in the order of the source, as many as there are references. Does nothing where
-they are there and were made in the same way. Options after `--` are handed to fairseq-generate."""
+The hypotheses come detokenised and in the order of the source, as many as there are references. Those of the training
+set are as many as the pairs in data-bin/, and their sources stand beside in the same file name with the ending of the
+source language. Does nothing where they are there and were made in the same way. A large subset is translated in parts:
+interrupted, the same command goes on after the last whole one. Options after `--` are handed to fairseq-generate."""
 
 import argparse
+import heapq
+import math
+import os
 import sys
 import time
+from contextlib import ExitStack
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import recipes
 from average_checkpoints import count
@@ -18,51 +25,125 @@ from common import (
     Problem,
     alone,
     entry,
+    go_on_later,
     quote,
     read_json,
     read_lines,
     remove,
     run,
     sha256,
+    whole,
     write_json,
     write_text,
 )
+from decoding import Hypothesis, add_search_options, agree, flags, forced_pieces, rows, search_settings
 from progress import bar
 
-LENGTHS = ["--max-len-a", "1.5", "--max-len-b", "10"]  # of a hypothesis at most, in pieces: 1.5 n + 10
+LENGTHS = {"max_len_a": 1.5, "max_len_b": 10}  # of a hypothesis at most, in pieces: 1.5 n + 10
+PART = 50_000  # sentences
+MOST_PARTS = 500  # files that are open at once when the parts are put together
 # beside the model's positions fairseq asks for those of the task, whose default of 1,024 is of no model
 NO_LIMITS = ["--max-source-positions", "1000000", "--max-target-positions", "1000000"]
 
 SET_HERE = {
     *("--beam", "--lenpen", "--length-penalty", "--path", "--gen-subset", "--task", "--results-path", "--post-process"),
     *("--remove-bpe", "--user-dir", "--source-lang", "--target-lang", "-s", "-t", "--fp16", "--cpu", "--max-tokens"),
-    *("--quiet", "--nbest", "--num-shards", "--shard-id"),
+    *("--quiet", "--nbest", "--num-shards", "--shard-id", "--distributed-world-size", "--distributed-rank"),
+    *("--constraints", "--prefix-size"),
 }
 
 
+class Extras(NamedTuple):
+    """What generate.sh can ask for, and evaluate.sh and compare.sh do not.
+
+    Attributes:
+        others: runs whose models translate together with that of the first.
+        search: more settings of the search, by the names of fairseq's flags.
+        table: write the rows of --nbest, in place of one line for each sentence.
+        constraints: a file of what the hypotheses must hold.
+        part: after so many sentences a translation that was interrupted can go on.
+    """
+
+    others: Sequence[Path] = ()
+    search: Dict[str, Any] = {}
+    table: bool = False
+    constraints: Optional[Path] = None
+    part: int = PART
+
+
+NO_EXTRAS = Extras()
+
+
 def main() -> None:
+    args, more = parse_args()
+    for folder in (args.run, *more.others):
+        if not (folder / "model.pt").exists():
+            raise Problem(f"{folder} holds no model.pt: make it by `bash scripts/average.sh {quote([str(folder)])}`")
+    agree([args.data, *(folder / "data" for folder in more.others)])
+    out = args.out or args.run / "generated" / file_name(args, args.subset, args.lenpen, *asked_for(more))
+    recipe = recipes.load(args.data)
+    if args.subset == "train" and out.suffix != f".{recipe.target}":
+        raise Problem(f"--out {out} must end in .{recipe.target}: the sources of the training set go beside it")
+    go_on_later()
+    with alone(args.run / "generated"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        generate(args, args.subset, args.lenpen, out, more=more)
+        if args.subset == "train":
+            write_sources(args.data, recipe, out.with_suffix(f".{recipe.source}"))
+
+
+def parse_args() -> Tuple[argparse.Namespace, Extras]:
     parser = argparse.ArgumentParser(
         prog="generate.sh",
-        usage="%(prog)s [options] RUN_DIR [-- fairseq-generate options]",
+        usage="%(prog)s [options] RUN_DIR [RUN_DIR ...] [-- fairseq-generate options]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser)
-    parser.add_argument("--subset", choices=("test", "valid"), default="test", help="default %(default)s")
+    parser.add_argument(
+        "others",
+        nargs="*",
+        type=Path,
+        metavar="RUN_DIR",
+        help="more runs, whose models translate together with the first, an ensemble: their vocabularies must be the "
+        "same, their architectures need not",
+    )
+    parser.add_argument("--subset", choices=("test", "valid", "train"), default="test", help="default %(default)s")
     parser.add_argument("--lenpen", type=float, default=0.6, metavar="X", help="length penalty (default %(default)s)")
+    parser.add_argument(
+        "--prefix-size", type=count, metavar="N", help="each hypothesis begins with the first N pieces of its reference"
+    )
+    parser.add_argument(
+        "--constraints",
+        type=Path,
+        metavar="FILE",
+        help="a line for each sentence, empty or with texts that its hypothesis holds, in this order, between tabs",
+    )
+    parser.add_argument(
+        "--part",
+        type=count,
+        default=PART,
+        metavar="N",
+        help="sentences after which an interrupted translation can go on (default %(default)s)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
-        help="default RUN_DIR/generated/SUBSET.beamB.lenpenX.LANG, with a .json and a .log beside",
+        help="default RUN_DIR/generated/SUBSET.beamB.lenpenX.LANG, its name longer where more is asked for; with a "
+        ".json beside and, where there is one part, a .log",
     )
+    add_search_options(parser)
     args = parse(parser)
-    if not (args.run / "model.pt").exists():
-        raise Problem(f"{args.run} holds no model.pt: make it by `bash scripts/average.sh {quote([str(args.run)])}`")
-    out = args.out or args.run / "generated" / file_name(args, args.subset, args.lenpen)
-    with alone(args.run / "generated"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        generate(args, args.subset, args.lenpen, out)
+    search = search_settings(parser, args)
+    args.beam = search.pop("beam", args.beam)
+    if args.prefix_size:
+        search["prefix_size"] = args.prefix_size
+    if args.constraints and not args.constraints.is_file():
+        raise Problem(f"there is no file {args.constraints}")
+    if args.nbest and args.subset == "train":
+        parser.error("--nbest is for test and valid: of the training set a file of single lines is made")
+    return args, Extras(args.others, search, bool(args.nbest), args.constraints, args.part)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -83,11 +164,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if "--" in own:
         cut = own.index("--")
         own, extra = own[:cut], own[cut + 1 :]
-    args = parser.parse_args(own)
+    args = parser.parse_intermixed_args(own)
     args.extra, args.data = extra, args.data or args.run / "data"
     for word in extra:
         if word.partition("=")[0] in SET_HERE:
-            raise Problem(f"{word} cannot be given after --: it is set here; see --help")
+            raise Problem(f"{word} cannot be given after --: it is set here, or of no use here; see --help")
     if not args.run.is_dir():
         raise Problem(f"there is no folder {args.run}: give that of a run of train.sh or quickstart.sh")
     if args.fp16:
@@ -102,88 +183,224 @@ def say(message: str) -> None:
     print(f"generate: {message}", flush=True)
 
 
-def file_name(args: argparse.Namespace, subset: str, lenpen: float) -> str:
-    return f"{subset}.beam{args.beam}.lenpen{lenpen:g}.{recipes.load(args.data).target}"
+def file_name(args: argparse.Namespace, subset: str, lenpen: float, *more: str) -> str:
+    return ".".join([f"{subset}.beam{args.beam}.lenpen{lenpen:g}", *more, recipes.load(args.data).target])
+
+
+def asked_for(more: Extras) -> List[str]:
+    """What is asked for beside the beam and the length penalty, as parts of a file's name."""
+    short = {"sampling_topk": "topk", "sampling_topp": "topp", "prefix_size": "prefix"}
+    found = {short.get(name, name): value for name, value in more.search.items()}
+    if more.constraints:
+        found["constraints"] = f"-{found['constraints']}-{more.constraints.stem}"
+    words = [name if value is True else f"{name}{value}" for name, value in found.items()]
+    return words + [f"with-{folder.resolve().name}" for folder in more.others]
+
+
+# ---- translating
 
 
 def generate(
-    args: argparse.Namespace, subset: str, lenpen: float, out: Path, environment: Optional[Dict[str, str]] = None
-) -> List[str]:
-    """The translations of a subset by RUN/model.pt, out of the file `out` where they are there already."""
-    model, record = args.run / "model.pt", out.with_name(out.name + ".json")
-    options = ["--beam", str(args.beam), "--lenpen", str(lenpen), *LENGTHS, "--max-tokens", str(args.max_tokens)]
-    options += ["--fp16"] * args.fp16 + args.extra
-    settings = {"model": fingerprint(model), "data": fingerprint(args.data / "manifest.json"), "subset": subset}
-    settings["options"] = quote(options)
+    args: argparse.Namespace,
+    subset: str,
+    lenpen: float,
+    out: Path,
+    environment: Optional[Dict[str, str]] = None,
+    more: Extras = NO_EXTRAS,
+) -> None:
+    """Write the translations of a subset by RUN/model.pt to `out`, unless they are there already."""
+    models, record = [folder / "model.pt" for folder in (args.run, *more.others)], out.with_name(out.name + ".json")
+    search = {"beam": args.beam, "lenpen": lenpen, **LENGTHS, "max_tokens": args.max_tokens, **more.search}
+    sources: List[str] = []
+    if more.constraints:
+        sources, room = constrained(args.data, subset, more.constraints)
+        search["max_len_b"] += room
+    options = flags(search) + ["--fp16"] * args.fp16 + args.extra
+    settings = {"model": " ".join(map(fingerprint, models)), "data": fingerprint(args.data / "manifest.json")}
+    settings.update(subset=subset, options=quote(options))
+    if more.constraints:
+        settings["constraints"] = fingerprint(more.constraints)
     before = read_json(record, {}) if out.exists() else {}
     if before.get("settings") == settings:
         say(f"{out} is there already")
-        return list(read_lines(out))
+        return
 
     say(f"translating {subset}, beam {args.beam}, length penalty {lenpen:g}")
     remove(record)  # so that it never stands beside a file that it is not of
-    start, typed = time.time(), []
+    start, total = time.time(), lines(args.data, subset)
+    parts = 1 if sources else number_of_parts(args, subset, total, more.part)
+    folder = out.with_name(out.name + ".parts")
+    if read_json(folder / "settings.json") != {**settings, "parts": parts}:
+        remove(folder)
+        folder.mkdir()
+        write_json(folder / "settings.json", {**settings, "parts": parts})
+    if sources:
+        write_text(folder / "source", "".join(line + "\n" for line in sources))
+        options += ["--input", str(folder / "source"), "--buffer-size", "10000"]
+    command = fairseq_command("interactive" if sources else "generate", args.data, models, subset, options)
+    command += ["--cpu"] * args.cpu
+    log = out.with_name(out.name + ".log") if parts == 1 else folder / "log"
 
-    def note(command: List[str], on_line: Callable[[str], None]) -> None:
-        # as one would type it in the checkout: a record tells nobody where that is
-        typed.append(quote(["python", *command[1:]]).replace(f"{REPO}/", ""))
-        run(command, out.with_name(out.name + ".log"), on_line, environment)
+    def runner(command: List[str], on_line: Callable[[str], None]) -> None:
+        run(command, log, on_line, environment)
 
-    found = search(args.data, model, subset, options + ["--cpu"] * args.cpu, note)
-    write_text(out, "".join(line + "\n" for line in found))
+    paths = [folder / str(number) for number in range(parts)]
+    done = sum(1 for path in paths if path.exists() for _ in sentences([path]))
+    with bar(total, "sentence", done) as shown:
+        for number, path in enumerate(paths):
+            if not path.exists():
+                share = ["--distributed-world-size", str(parts), "--distributed-rank", str(number)] * (parts > 1)
+                found = search_by(command + share, args.data, runner, shown)
+                write_text(path, "".join(rows(i + 1, found[i]) for i in sorted(found)))
+                remove(folder / "log")  # of all parts it would grow large
+    check_number(sum(1 for _ in sentences(paths)), total, subset)
+    with whole(out) as beside, open(beside, "w", encoding="utf-8", newline="\n") as file:
+        for found_rows in sentences(paths):
+            file.writelines(found_rows if more.table else [found_rows[0].split("\t", 2)[2]])
     seconds = round(time.time() - start, 1)
-    write_json(record, {"settings": settings, "command": typed[0], "seconds": seconds})
-    say(f"wrote {out}: {len(found):,} sentences in {seconds:,} s")
-    return found
+    # as one would type it in the checkout: a record tells nobody where that is
+    typed = quote(["python", *command[1:]]).replace(f"{REPO}/", "")
+    write_json(record, {"settings": settings, "command": typed, "seconds": seconds})
+    remove(folder)
+    say(f"wrote {out}: {total:,} sentences in {seconds:,} s")
 
 
-def search(data: Path, model: Path, subset: str, options: List[str], runner: Callable) -> List[str]:
-    """One detokenised hypothesis for each sentence of a subset, in their order, through fairseq-generate.
+def number_of_parts(args: argparse.Namespace, subset: str, total: int, part: int) -> int:
+    """Parts of about so many sentences, but no more than there are batches: fairseq cannot do a part without any."""
+    manifest = read_json(args.data / "manifest.json")
+    pieces = manifest.get("pieces", {}).get(f"{subset}.{manifest['settings']['source']}", total)
+    return max(1, min(math.ceil(total / part), MOST_PARTS, pieces // args.max_tokens))
 
-    `runner` runs a command and hands on its lines, as `common.run` does.
-    """
-    recipe = recipes.load(data)
+
+def sentences(paths: Sequence[Path]) -> Iterator[List[str]]:
+    """The rows of each sentence in turn, out of files that each have theirs in order."""
+
+    def number(row: str) -> int:
+        return int(row.partition("\t")[0])
+
+    with ExitStack() as files:
+        opened = [files.enter_context(open(path, encoding="utf-8", newline="\n")) for path in paths]
+        for _, found in groupby(heapq.merge(*opened, key=number), number):
+            yield list(found)
+
+
+def best(data: Path, model: Path, subset: str, options: List[str], runner: Callable) -> List[str]:
+    """One detokenised hypothesis for each sentence of a subset, in their order."""
     total = lines(data, subset)
-    command = [sys.executable, "-m", "fairseq_cli.generate", str(data / "data-bin"), "--user-dir", str(USER_DIR)]
-    command += ["--path", str(model), "--gen-subset", subset, "--task", "translation"]
-    command += ["--source-lang", recipe.source, "--target-lang", recipe.target, *NO_LIMITS, *options]
-    found: Dict[int, List[str]] = {}
+    with bar(total, "sentence") as shown:
+        found = search_by(fairseq_command("generate", data, [model], subset, options), data, runner, shown)
+    check_number(len(found), total, subset)
+    return [found[i][0].text for i in sorted(found)]
+
+
+def fairseq_command(name: str, data: Path, models: Sequence[Path], subset: str, options: List[str]) -> List[str]:
+    recipe = recipes.load(data)
+    for model in models:
+        if os.pathsep in str(model):
+            raise Problem(f"fairseq takes {model} for several files, as {os.pathsep} is in it: rename the folder")
+    command = [sys.executable, "-m", f"fairseq_cli.{name}", str(data / "data-bin"), "--user-dir", str(USER_DIR)]
+    command += ["--path", os.pathsep.join(map(str, models)), "--gen-subset", subset, "--task", "translation"]
+    return command + ["--source-lang", recipe.source, "--target-lang", recipe.target, *NO_LIMITS, *options]
+
+
+def search_by(command: List[str], data: Path, runner: Callable, shown: Any) -> Dict[int, List[Hypothesis]]:
+    """What fairseq finds for each sentence, by its number from 0, the best first.
+
+    Args:
+        command: fairseq-generate or fairseq-interactive with its options.
+        runner: runs a command and hands on its lines, as `common.run` does.
+        shown: a bar that counts the sentences.
+    """
+    found: Dict[int, List[Tuple[float, str]]] = {}
     too_long: List[str] = []
-    with bar(total, "sentence") as line:
 
-        def collect(text: str) -> None:
-            if text.startswith("H-"):
-                number, _, pieces = text[2:].rstrip("\n").split("\t")
-                found[int(number)] = pieces.split(" ") if pieces else []
-                line.update()
-            elif "max_positions=" in text and "invalid" in text:
-                too_long.append(text.strip())
+    def collect(text: str) -> None:
+        if text.startswith("H-"):
+            number, score, pieces = text[2:].rstrip("\n").split("\t")
+            shown.update(int(int(number) not in found))
+            found.setdefault(int(number), []).append((float(score), pieces))
+        elif "max_positions=" in text and "invalid" in text:
+            too_long.append(text.strip())
 
-        try:
-            runner(command, collect)
-        except Problem:
-            if not too_long:
-                raise
-    if sorted(found) != list(range(total)):
-        advice = "data-bin/ and raw/ are not of the same text: prepare the data again"
-        if too_long:
-            advice = (
-                f"some sentence is longer than the model's positions ({too_long[0]}). With sinusoidal positions the "
-                "option `-- --model-overrides \"{'max_source_positions': N, 'max_target_positions': N}\"` makes room "
-                "for it"
-            )
-        raise Problem(f"{len(found):,} hypotheses came for the {total:,} references of {subset}: {advice}")
-    return recipe.decode([found[i] for i in range(total)])
+    try:
+        runner(command, collect)
+    except Problem:
+        if not too_long:
+            raise
+    if too_long:
+        raise Problem(
+            f"{shown.n:,} hypotheses came for the {shown.total:,} references: some sentence is longer than the model's "
+            f"positions ({too_long[0]}). With sinusoidal positions the option `-- --model-overrides "
+            "\"{'max_source_positions': N, 'max_target_positions': N}\"` makes room for it"
+        )
+    pieces = [text.split(" ") if text else [] for hypotheses in found.values() for _, text in hypotheses]
+    texts = iter(recipes.load(data).decode(pieces))
+    return {number: [Hypothesis(score, next(texts)) for score, _ in hypotheses] for number, hypotheses in found.items()}
+
+
+def check_number(found: int, total: int, subset: str) -> None:
+    if found != total:
+        raise Problem(
+            f"{found:,} hypotheses came for the {total:,} references of {subset}: data-bin/ and the text are not the "
+            "same: prepare the data again"
+        )
+
+
+# ---- the text
+
+
+def constrained(data: Path, subset: str, file: Path) -> Tuple[List[str], int]:
+    """The sources in pieces with their constraints after tabs, for fairseq-interactive, and the room these take."""
+    recipe = recipes.load(data)
+    known = {line.rpartition(" ")[0] for line in read_lines(data / "data-bin" / f"dict.{recipe.target}.txt")}
+    sources, constraints = list(read_lines(data / "raw" / f"{subset}.{recipe.source}")), list(read_lines(file))
+    if len(constraints) != len(sources):
+        raise Problem(
+            f"{file} has {len(constraints):,} lines, but {subset} has {len(sources):,} sentences: give a line for "
+            "each, an empty one where nothing is asked for"
+        )
+    found, room = [], 0
+    for number, (pieces, line) in enumerate(zip(recipe.encode(sources), constraints), 1):
+        texts = [text for text in line.split("\t") if text.strip()]
+        if texts and not pieces:
+            raise Problem(f"{file}, line {number} has constraints, but its source is empty: leave the line empty too")
+        forced = [forced_pieces(recipe, text, known, f"{file}, line {number}: the constraint") for text in texts]
+        room = max(room, sum(map(len, forced)))
+        found.append("\t".join(" ".join(each) for each in [pieces, *forced]))
+    return found, room
+
+
+def write_sources(data: Path, recipe: recipes.Recipe, path: Path) -> None:
+    """Write the lines of raw/train.SOURCE that data-bin/ holds, which is not those of pairs with too many pieces."""
+    if path.exists() and path.stat().st_mtime_ns > (data / "manifest.json").stat().st_mtime_ns:
+        return
+    name = f"train.{recipe.source}"
+    raw, pieces, tokens = (data / folder / name for folder in ("raw", "pieces", "tokens"))
+    kept = read_lines(pieces)
+    wanted = next(kept, None)
+    with whole(path) as beside, open(beside, "w", encoding="utf-8", newline="\n") as file:
+        for line, tokenised in zip(read_lines(raw), read_lines(tokens if tokens.exists() else raw)):
+            if " ".join(recipe.split([tokenised])[0]) == wanted:
+                file.write(line + "\n")
+                wanted = next(kept, None)
+        if wanted is not None:
+            raise Problem(f"{pieces} is not of the same text as {raw}: prepare the data again")
+    say(f"wrote {path}: the sources")
 
 
 def lines(data: Path, subset: str) -> int:
     """How many sentences a subset has, the same on both sides."""
     recipe = recipes.load(data)
-    paths = [data / "raw" / f"{subset}.{lang}" for lang in (recipe.source, recipe.target)]
-    counts = [sum(1 for _ in read_lines(path)) for path in paths]
+    folder = data / ("pieces" if subset == "train" else "raw")  # from raw/ to pieces/ training pairs may be dropped
+    paths = [folder / f"{subset}.{lang}" for lang in (recipe.source, recipe.target)]
+    counts = [number_of_lines(path) for path in paths]
     if counts[0] != counts[1]:
         raise Problem(f"{paths[0]} has {counts[0]:,} lines and {paths[1]} has {counts[1]:,}: prepare the data again")
     return counts[0]
+
+
+def number_of_lines(path: Path) -> int:
+    return sum(1 for _ in read_lines(path))
 
 
 def fingerprint(path: Path) -> str:

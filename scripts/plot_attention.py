@@ -28,7 +28,7 @@ def main() -> None:
     lines = [line for line in read(args.files) if line.text.strip()]
     if not lines:
         raise Problem("there is no sentence to look at: give a file, or text on standard input")
-    translator = Translator(args)
+    translator = Translator([args.model], batch_size=1, cpu=True)
     model = translator.models[0]
     if not hasattr(model, "inference_precision"):
         raise Problem(f"{args.model} is no Luna model: there are no packs to draw")
@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out.suffix not in (".png", ".svg", ".pdf"):
         parser.error(f"--out must end in .png, .svg or .pdf, but is {args.out}")
-    return argparse.Namespace(**vars(args), beam=5, lenpen=1.0, batch_size=1, buffer=None, cpu=True, precision=None)
+    return args
 
 
 class Maps(NamedTuple):
@@ -92,7 +92,7 @@ def look(translator: Translator, line: Line) -> List[Maps]:
     model, task = translator.models[0], translator.task
     source = translator.encode(line)
     (batch,) = translator.batches([source])
-    best = task.inference_step(translator.generator, translator.models, batch)[0][0]["tokens"].cpu()
+    best = translator.search(batch)[0][0]["tokens"].cpu()
     target = torch.cat((best[-1:], best[:-1])).unsqueeze(0)  # what the decoder reads: eos first
 
     seen: Dict[str, Any] = {}

@@ -35,7 +35,7 @@ from common import (
     write_json,
     write_text,
 )
-from generate import search
+from generate import best
 from progress import TrainingLog, bar, draw
 from scores import score
 
@@ -308,7 +308,7 @@ class Quickstart:
 
     def translate(self) -> None:
         options = words({**DECODING, **self.device})
-        found = search(self.data, self.model, "test", options, partial(self.command, "translate"))
+        found = best(self.data, self.model, "test", options, partial(self.command, "translate"))
         write_text(self.hypotheses, "".join(line + "\n" for line in found))
 
     def score(self) -> None:

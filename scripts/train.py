@@ -1,11 +1,13 @@
 """Train by a YAML of configs/: one process per GPU, a bar, tensorboard, and on from the last checkpoint.
 
 CONFIG is the name of a file in configs/, or the path of one of your own, with the folders that it takes from (model/,
-layout/ and so on) beside it. KEY=VALUE overrides any key of it. On several
+layout/ and so on) beside it. KEY=VALUE overrides any key of it, or sets any other that fairseq has for the task, the
+model, the criterion and so on, such as task.eval_bleu=true. On several
 machines give the same command on each, with torchrun's options for meeting (--nnodes and either --node-rank,
 --master-addr, --master-port or --rdzv-backend, --rdzv-endpoint, --rdzv-id), and a folder --out that all of them see."""
 
 import argparse
+import difflib
 import math
 import os
 import re
@@ -13,10 +15,24 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 from average_checkpoints import count_updates, load, saved
-from common import REPO, USER_DIR, Problem, alone, claim, differences, entry, go_on_later, quote, read_json, run, sha256
+from common import (
+    REPO,
+    USER_DIR,
+    Problem,
+    alone,
+    claim,
+    differences,
+    entry,
+    go_on_later,
+    import_plugin,
+    quote,
+    read_json,
+    run,
+    sha256,
+)
 from progress import TrainingLog, bar, draw
 
 MEETING = "nnodes", "node-rank", "master-addr", "master-port", "rdzv-backend", "rdzv-endpoint", "rdzv-id"
@@ -63,6 +79,7 @@ class Training:
         self.args = args
         self.config = self.find_config(args.config)
         self.given = dict(word.split("=", 1) for word in args.overrides)
+        self.added: Set[str] = set()  # of these: what the configuration does not list
         self.data = self.find_data(args.data)
         self.out = (args.out or Path("runs") / self.config.stem).absolute()
         self.checkpoint = self.newest_checkpoint()
@@ -112,14 +129,41 @@ class Training:
         return int(asked)
 
     def run(self) -> None:
-        process = self.process()
         several = self.nodes > 1  # machines, which share the folder and come one after the other at first
         with alone(self.out, wait=several):
-            goes_on = self.check_settings(compose(process))
+            goes_on = self.check_settings(self.compose())
             if goes_on and not several:
-                self.train(process)
+                self.train(self.process())
         if goes_on and several:
-            self.train(process)
+            self.train(self.process())
+
+    def compose(self) -> Dict[str, Any]:
+        """The configuration, without the places of this machine; keys that it does not list are added to it."""
+        try:
+            composed = compose(self.process())
+        except Problem:
+            self.added = self.unlisted()
+            if not self.added:
+                raise
+            composed = compose(self.process())
+        return {key: value for key, value in composed.items() if key not in (*PLACES, *ONCE)}
+
+    def unlisted(self) -> Set[str]:
+        """The keys given that the configuration does not list; a Problem where fairseq does not know one either."""
+        here = {key for key in self.given if (self.config.parent / key).is_dir() or not re.match(r"\w+(\.\w+)*$", key)}
+        composed = compose(self.process(only=here))
+        names = [*composed, *(key.rpartition(".")[0] for key in composed)]
+        missing = {key for key in self.given if key not in here and not key.startswith("hydra.") and key not in names}
+        names += known_keys({**composed, **self.given})
+        for key in sorted(missing.difference(names)):
+            group, _, last = key.rpartition(".")
+            near = difflib.get_close_matches(last, {name.rpartition(".")[2] for name in names}, 1)
+            alike = sorted(
+                (name for name in names if name.rpartition(".")[2] in near), key=lambda name: group not in name
+            )
+            hint = f"; did you mean {alike[0]}?" if alike else ""
+            raise Problem(f"there is no setting {key} in {self.config.name}, nor in what it chooses of fairseq{hint}")
+        return missing
 
     def train(self, process: List[str]) -> None:
         log_path = self.out / "train.log"
@@ -185,12 +229,13 @@ class Training:
             say(f"the checkpoint is of {self.begun_by} process(es): the order of the data begins anew")
         return not done
 
-    def process(self) -> List[str]:
-        """The words that make one process of the training."""
-        words = {**self.defaults(), **self.given}
+    def process(self, only: Optional[Set[str]] = None) -> List[str]:
+        """The words that make one process of the training, with all keys that were given or some alone."""
+        given = {key: value for key, value in self.given.items() if only is None or key in only}
+        words = {**self.defaults(), **given}
         if self.checkpoint:  # which fairseq would refuse to go on from, or leave alone, beside a model to begin with
             words["checkpoint.finetune_from_model"] = "null"
-        overrides = [f"{key}={value}" for key, value in words.items()]
+        overrides = [f"{'+' * (key in self.added)}{key}={value}" for key, value in words.items()]
         process = [str(REPO / "scripts" / "train_process.py"), "--config-dir", str(self.config.parent)]
         return [*process, "--config-name", self.config.stem, *overrides]
 
@@ -269,7 +314,7 @@ ONCE = "checkpoint.reset_dataloader", "checkpoint.finetune_from_model"  # what a
 
 
 def compose(process: List[str]) -> Dict[str, Any]:
-    """The configuration that hydra makes of all, by dotted keys, without the places of this machine."""
+    """The configuration that hydra makes of all, by dotted keys."""
     from omegaconf import OmegaConf
 
     script, *words = process
@@ -285,8 +330,28 @@ def compose(process: List[str]) -> Dict[str, Any]:
             else:
                 yield f"{prefix}{key}", value
 
-    found = dict(flat(OmegaConf.to_container(OmegaConf.create(done.stdout))))  # type: ignore[arg-type]
-    return {key: value for key, value in found.items() if key not in (*PLACES, *ONCE)}
+    return dict(flat(OmegaConf.to_container(OmegaConf.create(done.stdout))))  # type: ignore[arg-type]
+
+
+def known_keys(composed: Dict[str, Any]) -> Iterator[str]:
+    """The dotted keys that fairseq has for the task, model, optimizer and so on that are chosen by their `_name`."""
+    import_plugin()
+    from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
+    from fairseq.registry import REGISTRIES
+    from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+
+    kinds = {kind: (known["registry"], known["dataclass_registry"]) for kind, known in REGISTRIES.items()}
+    kinds.update(task=(TASK_REGISTRY, TASK_DATACLASS_REGISTRY), model=(MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY))
+    for kind, (classes, dataclasses) in kinds.items():
+        yield kind
+        name = composed.get(f"{kind}._name")
+        name = ARCH_MODEL_NAME_REGISTRY.get(name, name)
+        if name in dataclasses:
+            yield from (f"{kind}.{key}" for key in dataclasses[name].__dataclass_fields__)
+        elif name in classes:
+            parser = argparse.ArgumentParser(add_help=False)
+            classes[name].add_args(parser)
+            yield from (f"{kind}.{action.dest}" for action in parser._actions)
 
 
 def luna_settings(state: dict) -> Dict[str, Any]:

@@ -1,13 +1,19 @@
-"""Translate text with a trained model: one line out for each line in, on stdout; anything else goes to stderr."""
+"""Translate text with a trained model, or with several together.
+
+One line comes out for each line that goes in, on stdout; anything else goes to stderr. Blank lines stay blank. With
+--nbest each line of the source gives N lines, and a blank one a single line."""
 
 import argparse
+import itertools
+import math
 import sys
-from itertools import islice
 from pathlib import Path
-from typing import Iterator, List, NamedTuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import recipes
+from average_checkpoints import count
 from common import Problem, entry, import_plugin
+from decoding import Hypothesis, add_search_options, agree, forced_pieces, rows, search_settings
 from quickstart import DECODING
 
 
@@ -16,27 +22,40 @@ def main() -> None:
     for file in args.files:
         if file != "-" and not Path(file).is_file():
             raise Problem(f"there is no file {file}")
-    translator = Translator(args)
+    translator = Translator(
+        args.models, args.search, args.prefix, args.batch_size, cpu=args.cpu, precision=args.precision
+    )
     lines = read(args.files)
     typing = args.files == ["-"] and sys.stdin.isatty()
     if typing:
         warn("type a sentence and press return; Ctrl-D ends")
     size = args.buffer or (1 if typing else 256)
-    for batch in iter(lambda: list(islice(lines, size)), []):
-        for translation in translator.translate(batch):
-            sys.stdout.buffer.write(translation.encode("utf-8") + b"\n")
+    numbers = itertools.count(1)
+    for batch in iter(lambda: list(itertools.islice(lines, size)), []):
+        for found, number in zip(translator.translate(batch), numbers):
+            shown = rows(number, found) if args.nbest else found[0].text + "\n"
+            sys.stdout.buffer.write(shown.encode("utf-8"))
         sys.stdout.buffer.flush()
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="translate.sh", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="translate.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "files", nargs="*", default=["-"], metavar="FILE", help="text to translate (default: standard input)"
     )
     parser.add_argument(
-        "--model", required=True, type=Path, metavar="DIR", help="the folder that quickstart.sh or train.sh wrote"
+        "--model",
+        required=True,
+        action="append",
+        type=Path,
+        dest="models",
+        metavar="DIR",
+        help="the folder that quickstart.sh or train.sh wrote; given several times, these translate together, an "
+        "ensemble: their vocabularies must be the same, their architectures need not",
     )
-    parser.add_argument("--beam", type=int, default=DECODING["--beam"], metavar="N", help="default %(default)s")
+    parser.add_argument("--beam", type=count, default=DECODING["--beam"], metavar="N", help="default %(default)s")
     parser.add_argument(
         "--lenpen",
         type=float,
@@ -44,11 +63,17 @@ def parse_args() -> argparse.Namespace:
         metavar="X",
         help="above 1 for longer translations (default %(default)s)",
     )
+    parser.add_argument("--prefix", metavar="TEXT", help="each translation begins with this text")
     parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="sentences at once (default %(default)s)"
+        "--constraints",
+        action="store_true",
+        help="each line is SOURCE<tab>TEXT<tab>TEXT ..., and its translation holds these texts, in this order",
     )
     parser.add_argument(
-        "--buffer", type=int, metavar="N", help="lines read before any is translated (default 256; 1 on a terminal)"
+        "--batch-size", type=count, default=64, metavar="N", help="sentences at once (default %(default)s)"
+    )
+    parser.add_argument(
+        "--buffer", type=count, metavar="N", help="lines read before any is translated (default 256; 1 on a terminal)"
     )
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     parser.add_argument(
@@ -56,11 +81,9 @@ def parse_args() -> argparse.Namespace:
         choices=("fp32", "bf16", "int8"),
         help="of the products with a Luna's weights on a CPU: lower is faster (default: the model's own, fp32)",
     )
-    args = parser.parse_args()
-    for flag in "beam", "batch_size", "buffer":
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            parser.error(f"--{flag.replace('_', '-')} must be at least 1, but is {value}")
+    add_search_options(parser)
+    args = parser.parse_intermixed_args()
+    args.search = {"beam": args.beam, "lenpen": args.lenpen, **search_settings(parser, args)}
     return args
 
 
@@ -93,35 +116,63 @@ def read(files: List[str]) -> Iterator[Line]:
 
 
 class Translator:
-    """The model of a run folder, which may have been moved since: nothing but what lies in it is used."""
+    """The models of run folders, which may have been moved since: nothing but what lies in them is used.
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        checkpoint, data = self.find(args.model)
-        self.recipe = recipes.load(args.model / "data")
+    Args:
+        folders: of the models; several translate together.
+        search: settings of the search by their names in fairseq's GenerationConfig, and `seed` for sampling.
+        prefix: what each translation is to begin with.
+        batch_size: sentences at once.
+        cpu: leave a GPU alone.
+        precision: of a Luna's products on a CPU: fp32, bf16 or int8; by default the model's own.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        search: Optional[Dict[str, Any]] = None,
+        prefix: Optional[str] = None,
+        batch_size: int = 64,
+        cpu: bool = False,
+        precision: Optional[str] = None,
+    ) -> None:
+        found = [self.find(folder) for folder in folders]
+        agree([data.parent for _, data in found])
+        self.recipe = recipes.load(found[0][1].parent)
+        self.batch_size = batch_size
 
         import torch
-        from fairseq import checkpoint_utils
+        from fairseq import checkpoint_utils, utils
 
-        self.gpu = torch.cuda.is_available() and not args.cpu
-        if self.gpu and args.precision in ("bf16", "int8"):
-            raise Problem(f"--precision {args.precision} is for a CPU: add --cpu, or leave it out")
+        self.gpu = torch.cuda.is_available() and not cpu
+        if self.gpu and precision in ("bf16", "int8"):
+            raise Problem(f"--precision {precision} is for a CPU: add --cpu, or leave it out")
         import_plugin()
-        self.models, cfg, self.task = checkpoint_utils.load_model_ensemble_and_task(
-            [str(checkpoint)], {"data": str(data)}
-        )
-        cfg.generation.beam, cfg.generation.lenpen = args.beam, args.lenpen
+        paths = [str(checkpoint) for checkpoint, _ in found]
+        self.models, cfg, self.task = checkpoint_utils.load_model_ensemble_and_task(paths, {"data": str(found[0][1])})
+        settings = {"beam": DECODING["--beam"], "lenpen": DECODING["--lenpen"], **(search or {})}
+        utils.set_torch_seed(settings.pop("seed", 1))
+        if "sampling_topk" in settings:
+            settings["sampling_topk"] = min(settings["sampling_topk"], len(self.task.target_dictionary))
         cfg.generation.max_len_a, cfg.generation.max_len_b = DECODING["--max-len-a"], DECODING["--max-len-b"]
-        for model in self.models:
-            if args.precision:
+        for name, value in settings.items():
+            cfg.generation[name] = value
+        self.nbest, self.constrained = cfg.generation.nbest, bool(cfg.generation.constraints)
+        for model, path in zip(self.models, paths):
+            lift_limits(model)
+            if precision:
                 if not hasattr(model, "inference_precision"):
-                    raise Problem(f"--precision is for Luna models, which that in {checkpoint} is not")
-                model.inference_precision = args.precision
+                    raise Problem(f"--precision is for Luna models, which that in {path} is not")
+                model.inference_precision = precision
             if self.gpu:
                 model.cuda()
             model.prepare_for_inference_(cfg)
         self.generator = self.task.build_generator(self.models, cfg.generation)
-        self.batch_size = args.batch_size
         self.limit = min(model.max_positions()[0] for model in self.models)
+        self.prefix = None
+        if prefix:
+            self.prefix = self.encode_target(prefix, "--prefix")
+            self.check_room(len(self.prefix), "--prefix")
 
     @staticmethod
     def find(folder: Path) -> tuple:
@@ -139,16 +190,39 @@ class Translator:
             )
         return found
 
-    def translate(self, lines: List[Line]) -> List[str]:
-        """One translation for each line; blank lines give empty ones."""
-        translations = [""] * len(lines)
-        filled = [i for i, line in enumerate(lines) if line.text.strip()]
-        sources = [self.encode(lines[i]) for i in filled]
-        for batch in self.batches(sources):
-            hypotheses = self.task.inference_step(self.generator, self.models, batch)
-            for number, best in zip(batch["id"].tolist(), hypotheses):
-                translations[filled[number]] = self.decode(best[0]["tokens"])
+    def translate(self, lines: List[Line]) -> List[List[Hypothesis]]:
+        """The best translations of each line, the best first; a blank line gives an empty one."""
+        translations = [[Hypothesis(0.0, "")] for _ in lines]
+        numbers, sources, constraints = [], [], []
+        for number, line in enumerate(lines):
+            source, *fields = line.text.split("\t") if self.constrained else [line.text]
+            texts = [text for text in fields if text.strip()]
+            if source.strip():
+                numbers.append(number)
+                sources.append(self.encode(Line(source, line.name)))
+                constraints.append([self.encode_target(text, f"{line.name}: the constraint") for text in texts])
+                self.check_room(sum(map(len, constraints[-1])), f"{line.name}, constraints")
+            elif texts:
+                raise Problem(f"{line.name} has constraints but no source: put the source before the first tab")
+        for batch in self.batches(sources, constraints if self.constrained else None):
+            for number, hypotheses in zip(batch["id"].tolist(), self.search(batch)):
+                translations[numbers[number]] = [
+                    Hypothesis(float(each["score"]) / math.log(2), self.decode(each["tokens"]))
+                    for each in hypotheses[: self.nbest]
+                ]
         return translations
+
+    def search(self, batch: dict) -> List[List[dict]]:
+        """fairseq's hypotheses for each sentence of a batch, with room for what they must hold."""
+        prefix, constraints = None, batch.get("constraints")
+        forced = 0 if constraints is None else constraints.size(1)
+        if self.prefix is not None:
+            forced += len(self.prefix)
+            prefix = self.prefix.to(batch["id"].device).expand(len(batch["id"]), -1)
+        self.generator.max_len_b = DECODING["--max-len-b"] + forced
+        return self.task.inference_step(
+            self.generator, self.models, batch, prefix_tokens=prefix, constraints=constraints
+        )
 
     def encode(self, line: Line):
         words = " ".join(self.recipe.encode([line.text])[0])
@@ -160,13 +234,29 @@ class Translator:
             tokens[-1] = self.task.source_dictionary.eos()
         return tokens
 
+    def encode_target(self, text: str, what: str):
+        """The pieces of a text that a translation is to hold, without an end of sentence."""
+        dictionary = self.task.target_dictionary
+        pieces = " ".join(forced_pieces(self.recipe, text, dictionary, what))
+        return dictionary.encode_line(pieces, add_if_not_exist=False, append_eos=False).long()
+
+    def check_room(self, pieces: int, what: str) -> None:
+        """Refuse to force more pieces than a translation can have, where the model's positions end."""
+        room = self.generator.max_len - 1  # one position is that of the token which decoding starts with
+        if pieces > room:
+            raise Problem(f"{what}: {pieces:,} pieces are more than the {room:,} that the model can write; give fewer")
+
     def decode(self, tokens) -> str:
         words = self.task.target_dictionary.string(tokens.int().cpu())
         return self.recipe.decode([words.split(" ")])[0]
 
-    def batches(self, sources: list) -> Iterator[dict]:
+    def batches(self, sources: list, constraints: Optional[list] = None) -> Iterator[dict]:
         """Batches of like lengths, the numbers of their sources under "id"."""
-        dataset = self.task.build_dataset_for_inference(sources, [len(tokens) for tokens in sources])
+        from fairseq.token_generation_constraints import pack_constraints
+
+        packed = None if constraints is None else pack_constraints(constraints)
+        lengths = [len(tokens) for tokens in sources]
+        dataset = self.task.build_dataset_for_inference(sources, lengths, constraints=packed)
         batch: List[int] = []
         for i in sorted(range(len(sources)), key=lambda i: len(sources[i])):
             if len(batch) == self.batch_size or (len(batch) + 1) * len(sources[i]) > DECODING["--max-tokens"]:
@@ -181,6 +271,15 @@ class Translator:
 
         batch = dataset.collater([dataset[i] for i in numbers])
         return move_to_cuda(batch) if self.gpu else batch
+
+
+def lift_limits(model: Any) -> None:
+    """Let a model read and write texts of any length, where its positions are not learned: they go on for ever."""
+    from fairseq.modules import LearnedPositionalEmbedding
+
+    for side, limit in (model.encoder, "max_source_positions"), (model.decoder, "max_target_positions"):
+        if hasattr(side, limit) and not isinstance(getattr(side, "embed_positions", None), LearnedPositionalEmbedding):
+            setattr(side, limit, sys.maxsize)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def cli(module, *args):
 WORDS = "the a red blue old house tree sees finds and under over cat dog we they".split()
 
 
-def prepared(folder: Path) -> Path:
-    """Prepared data of 300 pairs, in FOLDER/data."""
+def prepared(folder: Path, *options: str) -> Path:
+    """Prepared data of 300 pairs of 3 to 11 words, in FOLDER/data."""
     for split, size in ("train", 300), ("valid", 12), ("test", 8):
         for lang, step in ("en", 1), ("de", -1):
             lines = (
@@ -59,5 +59,5 @@ def prepared(folder: Path) -> Path:
             (folder / f"{split}.{lang}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", str(folder / split))]
     command = [sys.executable, str(ROOT / "data-prep" / "prepare_corpus.py"), *splits, "--source", "en"]
-    run([*command, "--target", "de", "--vocab-size", "320", "--workers", "1", "--out", str(folder / "data")])
+    run([*command, "--target", "de", "--vocab-size", "320", "--workers", "1", "--out", str(folder / "data"), *options])
     return folder / "data"

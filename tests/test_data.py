@@ -281,17 +281,20 @@ def test_another_model_cuts_the_text_anew(corpus):
     assert "stale" not in read(corpus / "out" / "pieces" / "train.en")
 
 
-def test_vocabulary_of_other_data(corpus):
+@pytest.mark.parametrize("recipe", LEARNT)
+def test_vocabulary_of_other_data(corpus, recipe):
     """The same pieces under the same numbers, whatever the text."""
-    prepare(corpus)
+    prepare(corpus, "--recipe", recipe)
     theirs, out = corpus / "out", corpus / "other"
     for split in "train", "valid", "test":
         for lang in "en", "de":
             (corpus / f"new-{split}.{lang}").write_text("the dog sat 17 times\n", encoding="utf-8")
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", corpus / f"new-{split}")]
     command = ["prepare_corpus.py", *splits, "--source", "en", "--target", "de", "--workers", "1", "--out", out]
+    command += ["--recipe", recipe]
     said = call(*command, "--vocabulary-of", theirs)
-    assert "learning" not in said and (out / "spm.model").read_bytes() == (theirs / "spm.model").read_bytes()
+    assert "learning" not in said
+    assert (out / LEARNT[recipe]).read_bytes() == (theirs / LEARNT[recipe]).read_bytes()
     for lang in "en", "de":
         name = f"data-bin/dict.{lang}.txt"
         assert (out / name).read_bytes() == (theirs / name).read_bytes()
@@ -299,8 +302,9 @@ def test_vocabulary_of_other_data(corpus):
     assert "vocab_size" in manifest_of(theirs)["settings"] and "vocab_size" not in manifest_of(out)["settings"]
     assert "holds this already" in call(*command, "--vocabulary-of", theirs)
     assert "holds no prepared data" in call(*command, "--vocabulary-of", corpus, code=1)
-    of_words = call(*command, "--vocabulary-of", theirs, "--recipe", "moses-bpe", code=1)
-    assert "is for data of sentencepiece" in of_words and "moses-bpe" in of_words
+    other = next(name for name in LEARNT if name != recipe)
+    of_words = call(*command, "--vocabulary-of", theirs, "--recipe", other, code=1)
+    assert f"is of --recipe {recipe}, but here it is {other}" in of_words
     assert "not allowed with" in call(*command, "--vocabulary-of", theirs, "--vocab-size", 300, code=2)
 
 

@@ -277,7 +277,13 @@ REFUSED = {
     "nodes": (["wmt14_paper", "--nnodes", "1:4"], "--nnodes must be a number of machines, but is 1:4"),
     "key": (
         ["wmt14_paper", "layout=smoke", "model.projection_lenght=16"],
-        "Could not override 'model.projection_lenght'",
+        "there is no setting model.projection_lenght in wmt14_paper.yaml, nor in what it chooses of fairseq; did you "
+        "mean model.projection_length?",
+    ),
+    "key-of-another-group": (
+        ["wmt14_paper", "layout=smoke", "dataset.num_batch_buckets=3", "task.eval_bleu=true"],
+        "no setting dataset.num_batch_buckets in wmt14_paper.yaml, nor in what it chooses of fairseq; did you mean "
+        "task.num_batch_buckets?",
     ),
     "model": (["wmt14_paper", "layout=smoke", "model=luna"], "luna_transformer_wmt_en_de"),
 }
@@ -289,6 +295,19 @@ def test_bad_input_is_refused(data, tmp_path, words, message):
     done = run([*command, "--cpu", "--data", str(data), "--out", str(tmp_path / "run")], fails=True)
     assert message in done.stderr
     assert "Traceback" not in done.stderr or "the last lines of" in done.stderr
+
+
+@pytest.mark.stock
+def test_settings_that_the_yaml_does_not_list(data, tmp_path):
+    """Of fairseq's task, optimizer and model, the last from before fairseq had dataclasses."""
+    out = tmp_path / "run"
+    words = "task.eval_bleu=true", "optimizer.use_old_adam=true", "model.no_decoder_final_norm=true"
+    more = "optimization.max_update=2", "dataset.validate_interval_updates=2", "dataset.max_valid_steps=1"
+    run(train(data, out, "model=transformer_wmt_en_de", *words, *more))
+    composed = OmegaConf.load(str(out / "config" / "config.yaml"))
+    assert composed.task.eval_bleu is composed.optimizer.use_old_adam is composed.model.no_decoder_final_norm is True
+    assert '"valid_bleu"' in (out / "train.log").read_text(encoding="utf-8")
+    assert json.loads((out / "settings.json").read_text())["task.eval_bleu"] is True
 
 
 def test_folder_without_data_is_refused(tmp_path):
