@@ -21,7 +21,7 @@ import recipes  # noqa: E402
 import translate as translate_script  # noqa: E402
 from average_checkpoints import average_files  # noqa: E402
 from common import Problem, read_lines  # noqa: E402
-from decoding import forced_pieces  # noqa: E402
+from decoding import Hypothesis, forced_pieces, rows  # noqa: E402
 
 POSITIONS = 64  # of the models: the longest source and target in training
 MODELS = {
@@ -259,6 +259,10 @@ def test_a_text_that_the_vocabulary_cannot_spell(runs):
     assert forced_pieces(recipe, "dog", {piece}, "--prefix") == [piece]
     with pytest.raises(Problem, match="--prefix 'dog cat' cannot be forced: the vocabulary lacks .*cat"):
         forced_pieces(recipe, "dog cat", {piece}, "--prefix")
+
+
+def test_rows_have_three_columns():
+    assert rows(7, [Hypothesis(-0.5, "a\tb"), Hypothesis(-2, "")]) == "7\t-0.5000\ta b\n7\t-2.0000\t\n"
 
 
 def test_an_ensemble_needs_one_vocabulary(runs, tmp_path):
