@@ -302,7 +302,7 @@ def test_attention_is_drawn(runs, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG") and "cross 1" in capsys.readouterr().out
 
 
-# ---- sequence-level distillation: the three commands of docs/distillation.md
+# ---- sequence-level distillation: the three commands of the README
 
 
 @pytest.mark.stock
