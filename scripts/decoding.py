@@ -22,9 +22,12 @@ class Hypothesis(NamedTuple):
     text: str
 
 
-def rows(number: int, hypotheses: Sequence[Hypothesis]) -> str:
-    """The lines that --nbest gives for line `number` of the source, the best first."""
-    return "".join(f"{number}\t{score:.4f}\t{text}\n" for score, text in hypotheses)
+def rows(number: int, hypotheses: Sequence[Hypothesis], tab: str = " ") -> str:
+    """The lines that --nbest gives for line `number` of the source, the best first; `tab` for tabs in the text."""
+    texts = [
+        (score, text.replace("\t", tab)) for score, text in hypotheses
+    ]  # a model that can spell bytes can spell it
+    return "".join(f"{number}\t{score:.4f}\t{text}\n" for score, text in texts)
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:

@@ -251,7 +251,8 @@ def generate(
             if not path.exists():
                 share = ["--distributed-world-size", str(parts), "--distributed-rank", str(number)] * (parts > 1)
                 found = search_by(command + share, args.data, runner, shown)
-                write_text(path, "".join(rows(i + 1, found[i]) for i in sorted(found)))
+                tab = " " if more.table else "\t"
+                write_text(path, "".join(rows(i + 1, found[i], tab) for i in sorted(found)))
                 remove(folder / "log")  # of all parts it would grow large
     check_number(sum(1 for _ in sentences(paths)), total, subset)
     with whole(out) as beside, open(beside, "w", encoding="utf-8", newline="\n") as file:

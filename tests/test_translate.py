@@ -21,7 +21,7 @@ import recipes  # noqa: E402
 import translate as translate_script  # noqa: E402
 from average_checkpoints import average_files  # noqa: E402
 from common import Problem, read_lines  # noqa: E402
-from decoding import forced_pieces  # noqa: E402
+from decoding import Hypothesis, forced_pieces, rows  # noqa: E402
 
 POSITIONS = 64  # of the models: the longest source and target in training
 MODELS = {
@@ -261,6 +261,10 @@ def test_a_text_that_the_vocabulary_cannot_spell(runs):
         forced_pieces(recipe, "dog cat", {piece}, "--prefix")
 
 
+def test_rows_have_three_columns():
+    assert rows(7, [Hypothesis(-0.5, "a\tb"), Hypothesis(-2, "")]) == "7\t-0.5000\ta b\n7\t-2.0000\t\n"
+
+
 def test_an_ensemble_needs_one_vocabulary(runs, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(runs / "luna", other)
@@ -298,7 +302,7 @@ def test_attention_is_drawn(runs, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG") and "cross 1" in capsys.readouterr().out
 
 
-# ---- sequence-level distillation: the three commands of docs/distillation.md
+# ---- sequence-level distillation: the three commands of the README
 
 
 @pytest.mark.stock
