@@ -1,5 +1,6 @@
 """The lists of settings: `python -m fairseq_luna --settings`, configs/model/ and docs/settings.md."""
 
+import os
 import re
 import subprocess
 import sys
@@ -79,6 +80,16 @@ def test_command_prints_the_settings_of_an_architecture():
     assert re.search(r"^\* --encoder-normalize-before +on ", done.stdout, re.M)
     assert re.search(r"^  --share-all-embeddings +off ", done.stdout, re.M)
     assert "\n--optimizer apollo\n" in done.stdout and re.search(r"^  --milestones +not set ", done.stdout, re.M)
+
+
+def test_command_whose_reader_has_read_enough():
+    """As with `| head`: nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "fairseq_luna", "--settings"]
+    done = subprocess.run(command, cwd=str(ROOT), env=ENV, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("width", [80, 120])
