@@ -32,6 +32,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Op
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from common import (  # noqa: E402
+    USER_DIR,
     Problem,
     alone,
     claim,
@@ -463,6 +464,7 @@ class Corpus:
         with whole(self.out / "data-bin") as folder, bar(lines, "line") as shown:
             command = [sys.executable, str(Path(__file__).parent / "preprocess.py"), "--joined-dictionary"]
             command += ["--source-lang", self.args.source, "--target-lang", self.args.target]
+            command += ["--user-dir", str(USER_DIR)]  # for compat.index_large_data
             if (self.out / "pieces" / "dict.txt").exists():
                 command += ["--srcdict", str(self.out / "pieces" / "dict.txt")]
             for split in SPLITS:

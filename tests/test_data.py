@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -116,6 +117,8 @@ def test_prepare_own_corpus(corpus):
     assert len(pieces) == 200 and {piece for line in pieces for piece in line.split()} <= dictionary
     for name in "train.en", "train.de", "test.de":
         assert read(out / "raw" / name) == read(corpus / name)
+    # with the workaround for data of more than 2 GiB
+    assert re.search("user_dir='[^']*fairseq_luna'", (out / "preprocess.log").read_text(encoding="utf-8"))
 
     before = times(out)
     assert "holds this already" in prepare(corpus)
