@@ -141,8 +141,9 @@ def parse_args() -> Tuple[argparse.Namespace, Extras]:
         search["prefix_size"] = args.prefix_size
     if args.constraints and not args.constraints.is_file():
         raise Problem(f"there is no file {args.constraints}")
-    if args.nbest and args.subset == "train":
-        parser.error("--nbest is for test and valid: of the training set a file of single lines is made")
+    for name in "nbest", "constraints":
+        if args.subset == "train" and getattr(args, name):
+            parser.error(f"--{name} is for test and valid: the training set gets one translation for each source")
     return args, Extras(args.others, search, bool(args.nbest), args.constraints, args.part)
 
 
@@ -266,13 +267,6 @@ def generate(
     say(f"wrote {out}: {total:,} sentences in {seconds:,} s")
 
 
-def number_of_parts(args: argparse.Namespace, subset: str, total: int, part: int) -> int:
-    """Parts of about so many sentences, but no more than there are batches: fairseq cannot do a part without any."""
-    manifest = read_json(args.data / "manifest.json")
-    pieces = manifest.get("pieces", {}).get(f"{subset}.{manifest['settings']['source']}", total)
-    return max(1, min(math.ceil(total / part), MOST_PARTS, pieces // args.max_tokens))
-
-
 def sentences(paths: Sequence[Path]) -> Iterator[List[str]]:
     """The rows of each sentence in turn, out of files that each have theirs in order."""
 
@@ -283,6 +277,13 @@ def sentences(paths: Sequence[Path]) -> Iterator[List[str]]:
         opened = [files.enter_context(open(path, encoding="utf-8", newline="\n")) for path in paths]
         for _, found in groupby(heapq.merge(*opened, key=number), number):
             yield list(found)
+
+
+def number_of_parts(args: argparse.Namespace, subset: str, total: int, part: int) -> int:
+    """Parts of about so many sentences, but no more than there are batches: fairseq cannot do a part without any."""
+    manifest = read_json(args.data / "manifest.json")
+    pieces = manifest.get("pieces", {}).get(f"{subset}.{manifest['settings']['source']}", total)
+    return max(1, min(math.ceil(total / part), MOST_PARTS, pieces // args.max_tokens))
 
 
 def best(data: Path, model: Path, subset: str, options: List[str], runner: Callable) -> List[str]:
