@@ -111,6 +111,20 @@ class LunaTransformerConfig(FairseqDataclass):
     )
     decoder_learned_pos: bool = field(default=False, metadata=_help("learned positions in the decoder"))
 
+    # alignment
+    alignment_layer: Optional[int] = field(
+        default=None,
+        metadata=_help("decoder layer whose attention aligns target and source, 0 the lowest (default: the last)"),
+    )
+    alignment_heads: Optional[int] = field(
+        default=None,
+        metadata=_help("the first so many heads of that layer align (default: --decoder-attention-heads)"),
+    )
+    full_context_alignment: bool = field(
+        default=False,
+        metadata=_help("align in a second pass of the decoder, in which every position reads the whole target"),
+    )
+
     # regularisation and activation
     dropout: float = field(default=0.1, metadata=_help("dropout probability"))
     attention_dropout: float = field(default=0.0, metadata=_help("dropout probability of attention weights"))
@@ -213,6 +227,7 @@ FOLLOWS = {
     "decoder_embed_dim": "encoder_embed_dim",
     "decoder_ffn_embed_dim": "encoder_ffn_embed_dim",
     "decoder_projected_attention_heads": "decoder_attention_heads",
+    "alignment_heads": "decoder_attention_heads",
 }
 
 
@@ -265,6 +280,15 @@ def checked(cfg: Any) -> LunaTransformerConfig:
             raise ValueError(
                 f"{flag(heads_name)} {heads} does not divide {flag(dim_name)} {dim} "
                 f"of the {side}; possible are {', '.join(fits)}."
+            )
+    for name, least, most, limit in (
+        ("alignment_layer", 0, values["decoder_layers"] - 1, "decoder_layers"),
+        ("alignment_heads", 1, values["decoder_attention_heads"], "decoder_attention_heads"),
+    ):
+        if values[name] is not None and not least <= values[name] <= most:
+            raise ValueError(
+                f"{flag(name)} must be from {least} to {most}, since {flag(limit)} is {values[limit]}, "
+                f"but is {values[name]}."
             )
     for name, choices in (
         ("causal_activation", list(CAUSAL_ACTIVATIONS)),

@@ -109,6 +109,7 @@ class Translator:
         self.models, cfg, self.task = checkpoint_utils.load_model_ensemble_and_task(
             [str(checkpoint)], {"data": str(data)}
         )
+        cfg.common_eval.path = str(checkpoint)  # as in fairseq's commands: nothing here shows attention
         cfg.generation.beam, cfg.generation.lenpen = args.beam, args.lenpen
         cfg.generation.max_len_a, cfg.generation.max_len_b = DECODING["--max-len-a"], DECODING["--max-len-b"]
         for model in self.models:

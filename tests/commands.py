@@ -1,9 +1,12 @@
 """fairseq's commands as a user's shell runs them."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 import fairseq_luna
 
@@ -22,6 +25,25 @@ def run(command, fails=False, **options):
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, **options)
     assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-4000:]
     return done
+
+
+def in_child(action, *args):
+    """The exit code of `action(*args)` in a forked process (a fresh one would spend seconds on imports)."""
+
+    def child():
+        torch.set_num_threads(1)  # threads do not survive a fork
+        action(*args)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def cli(module, *args):
+    """One of fairseq's commands in this process."""
+    sys.argv = [module.__name__, *map(str, args)]
+    module.cli_main()
 
 
 WORDS = "the a red blue old house tree sees finds and under over cat dog we they".split()

@@ -3,14 +3,12 @@
 import argparse
 import io
 import logging
-import multiprocessing
 import os
 import pickle
 import random
 import re
 import resource
 import signal
-import sys
 import time
 import warnings
 import zipfile
@@ -20,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import USER_DIR, fairseq, run
+from commands import USER_DIR, cli, fairseq, in_child, run
 from fairseq import checkpoint_utils
 from fairseq.data import data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -36,19 +34,6 @@ pytestmark = pytest.mark.stock
 
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| INFO \| [\w.]+ \| ")
 LINES = {"train": 61, "valid": 13, "test": 61}  # none a multiple of 8
-
-
-def in_child(action, *args):
-    """The exit code of `action(*args)` in a forked process (a fresh one would spend seconds on imports)."""
-
-    def child():
-        torch.set_num_threads(1)  # threads do not survive a fork
-        action(*args)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(120)
-    return process.exitcode
 
 
 def kill_when_half_written(path):
@@ -68,11 +53,6 @@ def training(data, save_dir):
         *("--optimizer", "adam", "--lr", 0.01, "--max-tokens", 100, "--max-update", 9),
         *("--save-interval-updates", 3, "--eval-bleu"),
     )
-
-
-def cli(module, *args):
-    sys.argv = [module.__name__, *map(str, args)]
-    module.cli_main()
 
 
 @pytest.fixture(scope="module")
