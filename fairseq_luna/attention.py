@@ -11,6 +11,7 @@ holds `Unpack` alone; the rest is computed once per source sentence (see `encode
 Tensors are batch first: (B, n, D), and (B, H, n, d) once projected and split into heads.
 """
 
+import functools
 import math
 from typing import Any, Dict, Optional, Tuple
 
@@ -26,9 +27,11 @@ from .functional import (
     attention,
     causal_attention,
     causal_attention_step,
+    chunk_causal_product,
     logits_unprojected,
     pack_unprojected,
     unpack_unprojected,
+    whole_product,
 )
 from .inference import Linear
 
@@ -325,6 +328,7 @@ class LunaCausalAttention(nn.Module):
         pack_query: Tensor,
         hidden_slots: Optional[Tensor] = None,
         incremental_state: Optional[Dict[Any, Any]] = None,
+        whole: Optional[Tensor] = None,
     ) -> Tensor:
         """Attends to the positions up to each one's own.
 
@@ -334,6 +338,7 @@ class LunaCausalAttention(nn.Module):
             pack_query: projected and scaled P, (B, H, l, d).
             hidden_slots: (B, l), True where a slot is not used.
             incremental_state: fairseq's; holds this module's `CausalState`, under the module.
+            whole: (B, n), True where X is padding: attends to all other positions, later ones too.
 
         Returns:
             As x.
@@ -342,7 +347,8 @@ class LunaCausalAttention(nn.Module):
         pack = self.dropout(self.activation(self.pack_logits(x, pack_query)))
         decay = head_decays(self.query.heads, x.device) if self.decaying else None
         if incremental_state is None:
-            out, _ = causal_attention(query, key, value, pack, hidden_slots, self.dropout, UNPACK_DTYPE, decay)
+            product: Any = chunk_causal_product if whole is None else functools.partial(whole_product, padding=whole)
+            out, _ = causal_attention(query, key, value, pack, hidden_slots, self.dropout, UNPACK_DTYPE, decay, product)
         else:
             # (B, H, beams, d) -> (B, beams, H, d): each beam has a past of its own
             query, key, pack = (u.transpose(1, 2) for u in (query, key, pack))

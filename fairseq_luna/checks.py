@@ -101,6 +101,15 @@ def checked(cfg: Any) -> LunaTransformerConfig:
                 f"{flag(heads_name)} {heads} does not divide {flag(dim_name)} {dim} "
                 f"of the {side}; possible are {', '.join(fits)}."
             )
+    for name, least, most, limit in (
+        ("alignment_layer", 0, values["decoder_layers"] - 1, "decoder_layers"),
+        ("alignment_heads", 1, values["decoder_attention_heads"], "decoder_attention_heads"),
+    ):
+        if values[name] is not None and not least <= values[name] <= most:
+            raise ValueError(
+                f"{flag(name)} must be from {least} to {most}, since {flag(limit)} is {values[limit]}, "
+                f"but is {values[name]}."
+            )
     if values["quant_noise_pq"] > 0:
         size = values["quant_noise_pq_block_size"]
         for name in ("encoder_embed_dim", "encoder_ffn_embed_dim", "decoder_embed_dim", "decoder_ffn_embed_dim"):

@@ -146,6 +146,20 @@ class LunaTransformerConfig(RefusedSettings):
         default=False, metadata=_help("leave out the layer norm after the last layer of a pre-norm decoder")
     )
 
+    # alignment
+    alignment_layer: Optional[int] = field(
+        default=None,
+        metadata=_help("decoder layer whose attention aligns target and source, 0 the lowest (default: the last)"),
+    )
+    alignment_heads: Optional[int] = field(
+        default=None,
+        metadata=_help("the first so many heads of that layer align (default: --decoder-attention-heads)"),
+    )
+    full_context_alignment: bool = field(
+        default=False,
+        metadata=_help("align in a second pass of the decoder, in which every position reads the whole target"),
+    )
+
     # regularisation and activation
     dropout: float = field(default=0.1, metadata=_help("probability of dropout"))
     attention_dropout: float = field(default=0.0, metadata=_help("probability of dropout of attention weights"))
@@ -237,6 +251,7 @@ GROUPS = {
     "projection_length": "Luna",
     "encoder_embed_path": "encoder",
     "decoder_embed_path": "decoder",
+    "alignment_layer": "alignment",
     "dropout": "regularisation and activation",
     "checkpoint_activations": "memory in training",
     "inference_precision": "generation",
@@ -358,6 +373,7 @@ FOLLOWS = {
     "decoder_embed_dim": "encoder_embed_dim",
     "decoder_ffn_embed_dim": "encoder_ffn_embed_dim",
     "decoder_projected_attention_heads": "decoder_attention_heads",
+    "alignment_heads": "decoder_attention_heads",
 }
 
 

@@ -10,6 +10,7 @@ from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax, LayerNorm, PositionalEmbedding
 from torch import Tensor
 
+from .alignment import Alignment
 from .dropout import Dropout
 from .encoder import EncoderOut, select_sentences
 from .functional import log_softmax_
@@ -64,7 +65,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
                 self.output_projection.weight = embed_tokens.weight
             else:
                 nn.init.normal_(self.output_projection.weight, std=dim**-0.5)
-        # until `LunaTransformerModel.prepare_for_inference_` tells: at single steps alone
+        self.alignment = Alignment.of(cfg)
+        # whether attention is read; until `LunaTransformerModel` tells, at single steps alone
         self.need_attn: Optional[bool] = None
 
     def embed(self, prev_output_tokens: Tensor, incremental_state: Optional[Dict[Any, Any]]) -> Tensor:
@@ -88,6 +90,9 @@ class LunaDecoder(FairseqIncrementalDecoder):
         encoder_out: EncoderOut,
         incremental_state: Optional[Dict[Any, Any]] = None,
         features_only: bool = False,
+        full_context_alignment: bool = False,
+        alignment_layer: Optional[int] = None,
+        alignment_heads: Optional[int] = None,
         src_lengths: Optional[Tensor] = None,
         return_all_hiddens: bool = False,
     ) -> Tuple[Tensor, Dict[str, Any]]:
@@ -99,17 +104,33 @@ class LunaDecoder(FairseqIncrementalDecoder):
             encoder_out: of `LunaEncoder`.
             incremental_state: fairseq's dictionary, empty at the first step.
             features_only: return the features in place of logits, as always with an adaptive softmax.
+            full_context_alignment: return attention; every position reads the whole target, later
+                positions too, for alignments alone: a word to be predicted is there to be seen.
+            alignment_layer: return attention, of this layer, 0 the lowest (default: the setting's).
+            alignment_heads: return attention, of the first so many heads (default: the setting's).
             src_lengths: not read.
             return_all_hiddens: not read: hidden states always come along.
 
         Returns:
             Logits (B, n, V), or features (B, n, D), and a dictionary with `inner_states`, X
             before the first and after each layer at work, (n, B, D) each, and `attn`: [(B, n, m)], how
-            much each target position reads of each source position, the last layer's
-            unpack @ pack, or its weights where the cross attention is full; [None] in training,
-            and in generation without alignments, where nobody reads it and it would cost n m.
+            much each target position reads of each source position, unpack @ pack, or the weights
+            where the cross attention is full; [None] where nobody has asked for it, which would
+            cost n m: by these arguments, or by `need_attn`, in training with --load-alignments and
+            in generation with --print-alignment or --replace-unk.
+
+        Raises:
+            ValueError: if there is no such layer, or not so many heads, or if attention of another
+                layer is asked for in generation than the model is prepared for.
         """
-        x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
+        x, extra = self.extract_features(
+            prev_output_tokens,
+            encoder_out,
+            incremental_state,
+            full_context_alignment,
+            alignment_layer,
+            alignment_heads,
+        )
         return (x if features_only else self.output_layer(x)), extra
 
     def extract_features(
@@ -117,6 +138,9 @@ class LunaDecoder(FairseqIncrementalDecoder):
         prev_output_tokens: Tensor,
         encoder_out: EncoderOut,
         incremental_state: Optional[Dict[Any, Any]] = None,
+        full_context_alignment: bool = False,
+        alignment_layer: Optional[int] = None,
+        alignment_heads: Optional[int] = None,
     ) -> Tuple[Tensor, Dict[str, Any]]:
         """As `forward`, with features (B, n, D) in place of logits."""
         x = self.embed(prev_output_tokens, incremental_state)
@@ -128,21 +152,43 @@ class LunaDecoder(FairseqIncrementalDecoder):
             sentences = len(encoder_out["encoder_padding_mask"][0])
             x = x.view(sentences, rows // max(1, sentences), dim)
         need_attn = incremental_state is not None if self.need_attn is None else self.need_attn
-        source, states, weights = read_source(encoder_out), [x], None
-        layers = at_work(self.layers, next((drawn.tolist() for drawn in encoder_out["decoder_layers"]), None))
-        for layer, view in zip(layers, source_views(encoder_out, len(layers))):
-            x, weights = layer(x, source, view, incremental_state, need_attn and layer is self.layers[-1])
+        need_attn = need_attn or full_context_alignment or (alignment_layer, alignment_heads) != (None, None)
+        alignment = self.alignment.instead(alignment_layer, alignment_heads)
+        whole = prev_output_tokens.eq(self.padding_idx) if full_context_alignment else None
+        source, states, attn = read_source(encoder_out), [x], None
+        drawn = next((drawn.tolist() for drawn in encoder_out["decoder_layers"]), None)
+        layers, aligned = at_work(self.layers, drawn), alignment.place(drawn)
+        for i, (layer, view) in enumerate(zip(layers, source_views(encoder_out, len(layers)))):
+            aligns = need_attn and i == aligned
+            x, weights = layer(x, source, view, incremental_state, aligns, whole)
             states.append(x)
+            if aligns:
+                attn = self.read_alignment(weights, encoder_out["cross_pack"], len(layers), aligned, alignment)
+                attn = attn.view(rows, n, -1)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
 
-        attn = None
-        if weights is not None:
-            for pack in encoder_out["cross_pack"]:
-                weights = weights @ pack
-            attn = weights.view(rows, n, -1)
         inner_states = [s.view(rows, n, dim).transpose(0, 1) for s in states]
         return x.view(rows, n, dim), {"attn": [attn], "inner_states": inner_states}
+
+    def read_alignment(
+        self, weights: Tensor, packs: List[Tensor], layers: int, aligned: int, alignment: Alignment
+    ) -> Tensor:
+        """What of a cross attention aligns: weights (B, H, n, l or m) of the layer `aligned`, one of so many at work,
+        and the pack weights of all of these or of the one that is kept -> (B, n, m)."""
+        read = alignment.mean(weights)
+        if not packs:  # a full cross attention
+            return read
+        if len(packs) == layers:
+            return read @ alignment.mean(packs[aligned])
+        if alignment != self.alignment:
+            raise ValueError(
+                f"alignment_layer {alignment.layer} with alignment_heads {alignment.heads} was asked for, but in "
+                f"generation a model keeps the attention of alignment_layer {self.alignment.layer} with "
+                f"alignment_heads {self.alignment.heads} only. Set --alignment-layer and --alignment-heads by "
+                "--model-overrides."
+            )
+        return read @ alignment.mean(packs[0])
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Features (B, n, D) -> logits (B, n, V), or the features where an adaptive softmax takes them."""

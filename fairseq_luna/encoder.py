@@ -14,6 +14,7 @@ from fairseq.modules import (
 )
 from torch import Tensor
 
+from .alignment import Alignment
 from .config import decoder_reads_packed, has_packed
 from .dropout import Dropout
 from .functional import slot_offsets
@@ -58,15 +59,24 @@ class SourceMemory(nn.Module):
         self.layers = nn.ModuleList(sharded(layer, cfg) for layer in layers)
 
     def forward(
-        self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor], slots: Slots, drawn: Optional[List[int]]
-    ) -> Tuple[List[SourceView], Optional[Tensor]]:
+        self,
+        packed: Tensor,
+        encoder_out: Tensor,
+        padding: Optional[Tensor],
+        slots: Slots,
+        drawn: Optional[List[int]] = None,
+        aligned: Optional[int] = None,
+    ) -> Tuple[List[SourceView], List[Tensor]]:
         """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots, the decoder's
-        layers at work (None for all) -> a view for each, and the last one's pack weights (B, H, l, m), if it packs."""
-        views, weights = [], None
-        for layer in at_work(self.layers, drawn):
+        layers at work (None for all) -> a view for each of them, and the pack weights (B, H, l, m) of each,
+        or of the layer `aligned` only; none where the cross attention is full."""
+        views, packs = [], []
+        for i, layer in enumerate(at_work(self.layers, drawn)):
             view, packed, weights = layer(packed, encoder_out, padding, slots)
             views.append(view)
-        return views, weights
+            if weights is not None and aligned in (None, i):
+                packs.append(weights)
+        return views, packs
 
 
 class LunaEncoder(FairseqEncoder):
@@ -123,6 +133,9 @@ class LunaEncoder(FairseqEncoder):
             self.memory = SourceMemory(cfg)
         self.layerdrop, self.decoder_layerdrop = cfg.encoder_layerdrop, cfg.decoder_layerdrop
         self.decoder_layers = cfg.decoder_layers
+        self.alignment = Alignment.of(cfg)
+        # any layer's may be asked for, until `LunaTransformerModel.prepare_for_inference_` says that none will be
+        self.keeps_all_packs = True
 
     def embed(self, src_tokens: Tensor) -> Tensor:
         """Tokens (B, n) -> X of the first layer, (B, n, D)."""
@@ -198,8 +211,8 @@ class LunaEncoder(FairseqEncoder):
               all are
             - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer at work; empty where
               its attention is an ordinary one, cross_value also when keys are values
-            - cross_pack: [(B, l', n)], pack weights of the last decoder layer at work, mean over heads;
-              empty with a full cross attention
+            - cross_pack: pack weights (B, H, l', n), one per decoder layer at work; in generation those of the
+              layer that aligns, a mean over heads (B, 1, l', n); empty with a full cross attention
             - sentence: [(rows,)], which sentence each row of the decoder translates; see
               `reorder_encoder_out`
 
@@ -208,10 +221,12 @@ class LunaEncoder(FairseqEncoder):
         """
         x, states, packed, padding, slots = self.encode(src_tokens)
         views: List[SourceView] = []
-        weights = None
+        packs: List[Tensor] = []
         drawn = self.draw(self.decoder_layers, self.decoder_layerdrop)
         if self.memory is not None:
-            views, weights = self.memory(packed, x, padding, slots, drawn)
+            kept = None if self.keeps_all_packs else self.alignment.layer
+            views, packs = self.memory(packed, x, padding, slots, drawn, kept)
+        packs = packs if self.keeps_all_packs else self.aligned(packs)
         untied = [view.cross_value for view in views if view.cross_value is not view.cross_key]
         return {
             "encoder_out": [x.transpose(0, 1)],
@@ -223,7 +238,7 @@ class LunaEncoder(FairseqEncoder):
             "causal_query": [view.causal_query for view in views if view.causal_query is not None],
             "cross_key": [view.cross_key for view in views if view.cross_key is not None],
             "cross_value": [value for value in untied if value is not None],
-            "cross_pack": [] if weights is None else [weights.mean(dim=1)],
+            "cross_pack": packs,
             "sentence": [torch.arange(len(src_tokens), device=src_tokens.device)],
         }
 
@@ -256,6 +271,11 @@ class LunaEncoder(FairseqEncoder):
             offsets = slot_offsets(padding, slots, used)
         return slots, Slots(hidden if hidden is not None and hidden.any() else None, offsets)
 
+    def aligned(self, packs: List[Tensor]) -> List[Tensor]:
+        """What aligns, of every layer's pack weights, or of its own: (B, H, l, n) -> (B, 1, l, n)."""
+        kept = [packs[self.alignment.layer]] if len(packs) > 1 else packs
+        return [self.alignment.mean(pack).unsqueeze(1) for pack in kept]
+
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Expands to beams, and follows them. new_order: (rows',), indices into the rows of before.
 
@@ -263,6 +283,8 @@ class LunaEncoder(FairseqEncoder):
         tells the decoder which one a row belongs to. The beams of one sentence stand together, as
         many for each; in any other order there is a copy for every row.
         """
+        if len(encoder_out["cross_pack"]) > 1:  # of a model that nobody has prepared
+            encoder_out = {**encoder_out, "cross_pack": self.aligned(encoder_out["cross_pack"])}
         (before,) = encoder_out["sentence"]
         sentence = before.index_select(0, new_order)
         if torch.equal(sentence, before):

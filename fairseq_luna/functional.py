@@ -352,6 +352,36 @@ def recurrent_causal_product(
     return torch.cat(steps, dim=2).to(x.dtype), state if output_state else None
 
 
+@_without_autocast
+def whole_product(
+    x: Tensor, y: Tensor, z: Tensor, padding: Tensor, decay: Optional[Tensor] = None
+) -> Tuple[Tensor, None]:
+    """f without an order of time: the mean of all positions, in which what is i away counts lambda^i.
+
+        f_t(X, Y, Z) = 1/w_t x_t sum_j lambda^|t - j| y_j^T z_j,        w_t = sum_j lambda^|t - j|
+
+    Costs O(n^2 (d1 + d2)) in time and O(n^2) in memory.
+
+    Args:
+        x: (B, H, n, d1).
+        y: (B, H, n, d1).
+        z: (B, H, n, d2).
+        padding: (B, n), True where a position is padding, which no sum has in it.
+        decay: as in `naive_causal_product`.
+
+    Returns:
+        (B, H, n, d2), and None: there is no state to go on from.
+    """
+    dtype, t = accumulation_dtype(x.dtype), torch.arange(x.size(2), device=x.device)
+    apart = (t.view(-1, 1) - t).abs()
+    share = torch.ones_like(apart).unsqueeze(0) if decay is None else decay.detach().view(-1, 1, 1) ** apart
+    share = share.to(dtype) * ~padding[:, None, None, :]
+    # what is padding may be so far from everything else that no share of it is left
+    share = share / share.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+    out = (x.to(dtype) @ y.to(dtype).transpose(-1, -2) * share) @ z.to(dtype)
+    return out.to(x.dtype), None
+
+
 def softmax(logits: Tensor, hidden: Optional[Tensor] = None, dtype: Optional[torch.dtype] = None) -> Tensor:
     """Softmax over the last dimension.
 
@@ -586,6 +616,7 @@ def causal_attention(
     dropout: Dropout = identity,
     softmax_dtype: Optional[torch.dtype] = None,
     decay: Optional[Tensor] = None,
+    product: Callable[..., Tuple[Tensor, Any]] = chunk_causal_product,
 ) -> Tuple[Tensor, Tensor]:
     """Luna's causal attention over whole sequences (paper, section 3.3).
 
@@ -600,6 +631,7 @@ def causal_attention(
         dropout: applied to A_unpack.
         softmax_dtype: as in `softmax`.
         decay: as in `naive_causal_product`.
+        product: f; with `whole_product` the attention sees the future too.
 
     Returns:
         Y (B, H, n, d) and A_unpack (B, H, n, l).
@@ -609,9 +641,9 @@ def causal_attention(
     query, key, pack = (u.to(wide) for u in (query, key, pack))
     query, key, value = _ordered(query, key, key if tied else value.to(wide))
     pack = pack.contiguous()
-    logits, _ = chunk_causal_product(query, key, pack, decay=decay)
+    logits, _ = product(query, key, pack, decay=decay)
     unpack = softmax(logits, hidden, softmax_dtype)
-    out, _ = chunk_causal_product(dropout(unpack), pack, value, decay=decay)
+    out, _ = product(dropout(unpack), pack, value, decay=decay)
     return out.to(dtype), unpack.to(dtype)
 
 

@@ -243,23 +243,23 @@ class LunaDecoderLayer(Layer):
         view: SourceView,
         incremental_state: Optional[Dict[Any, Any]] = None,
         need_weights: bool = False,
+        whole: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Optional[Tensor]]:
         """X (B, n, D), the source, and as this layer sees it -> X' and how much each position reads
-        of each slot, or with a full cross attention of each source position, the mean of all heads
-        (B, n, l or m), if asked for."""
+        of each slot, or with a full cross attention of each source position, (B, H, n, l or m), if
+        asked for. With `whole`, (B, n), True where X is padding, later positions are seen too."""
         attn, cross, ffn = self.self_attn_residual, self.cross_attn_residual, self.ffn_residual
         y = attn.enter(x)
         if self.luna:
-            y = self.self_attn(y, view.causal_query, source.hidden_slots, incremental_state)
+            y = self.self_attn(y, view.causal_query, source.hidden_slots, incremental_state, whole)
         else:
-            y = self.self_attn(y, incremental_state)
+            y = self.self_attn(y, incremental_state, whole)
         x = attn.leave(x, y)
         y = cross.enter(x)
         if self.packed:
             y, weights = self.cross_attn(y, view.cross_key, view.cross_value, source.hidden_slots)
-            weights = weights.mean(dim=1) if need_weights else None
         else:
             y, weights = self.cross_attn(y, source.out, source.padding, incremental_state, need_weights)
         x = cross.leave(x, y)
         x = ffn.leave(x, self.ffn(ffn.enter(x)))
-        return x, weights
+        return x, weights if need_weights else None

@@ -26,6 +26,7 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
     """Sequence-to-sequence Transformer with Luna attention throughout (arXiv 2106.01540)."""
 
     inference_precision = "fp32"
+    full_context_alignment = False  # fairseq looks here whether alignments need a pass of their own
     layers_to_keep: Dict[str, Optional[List[int]]] = {"encoder": None, "decoder": None}
 
     @classmethod
@@ -75,6 +76,9 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         model = cls(LunaEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed))
         model.cfg = cfg
         model.inference_precision = cfg.inference_precision
+        model.full_context_alignment = cfg.full_context_alignment
+        if getattr(getattr(task, "cfg", None) or getattr(task, "args", None), "load_alignments", False):
+            model.decoder.need_attn = True  # the criterion reads it
         model.layers_to_keep = {"encoder": cfg.encoder_layers_to_keep, "decoder": cfg.decoder_layers_to_keep}
         if cfg.quant_noise_pq > 0:
             for stack in (model.encoder.layers, model.encoder.memory, model.decoder.layers):
@@ -82,11 +86,24 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
                     add_noise(stack, cfg.quant_noise_pq, cfg.quant_noise_pq_block_size)
         return model
 
+    def forward(self, src_tokens: Tensor, src_lengths: Any, prev_output_tokens: Tensor, **kwargs: Any) -> Any:
+        """As `LunaDecoder.forward`, whose arguments it takes, of a source (B, m) and a target (B, n).
+
+        With --full-context-alignment the attention, if asked for, is that of a second pass of the decoder.
+        """
+        encoder_out = self.encoder(src_tokens, src_lengths)
+        x, extra = self.decoder(prev_output_tokens, encoder_out, **kwargs)
+        if self.full_context_alignment and extra["attn"][0] is not None:
+            kwargs.update(features_only=True, full_context_alignment=True)
+            extra["attn"] = self.decoder(prev_output_tokens, encoder_out, **kwargs)[1]["attn"]
+        return x, extra
+
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Called by fairseq before generating; leaves out what this generation does not read.
 
-        That is the attention, where no alignment and no replacement of unknown words is asked for:
-        whoever reads it all the same sets `model.decoder.need_attn = True` afterwards.
+        That is the attention, in a command that does not show it. A program may read it in every
+        hypothesis: what fairseq loads for one (`from_pretrained`) has the configuration of the training,
+        which names no --path. One that reads none sets `model.decoder.need_attn = False` afterwards.
 
         Args:
             cfg: fairseq's whole configuration.
@@ -95,10 +112,14 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
             ValueError: if --inference-precision does not suit the device or a --fp16 model.
         """
         super().prepare_for_inference_(cfg)
-        asked = getattr(cfg, "generation", None)
-        self.decoder.need_attn = bool(getattr(asked, "print_alignment", None)) or (
-            getattr(asked, "replace_unk", None) is not None
+        asked, command = (getattr(cfg, part, None) for part in ("generation", "common_eval"))
+        self.decoder.need_attn = (
+            getattr(command, "path", None) is None
+            or bool(getattr(asked, "print_alignment", None))
+            or getattr(asked, "replace_unk", None) is not None
+            or bool(getattr(asked, "score_reference", False))  # other models of an ensemble have it
         )
+        self.encoder.keeps_all_packs = False
         weight, precision = self.decoder.embed_tokens.weight, self.inference_precision
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             # the encoder's products run once a sentence, too seldom for another layout in memory to pay

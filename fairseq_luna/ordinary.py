@@ -9,6 +9,8 @@ import torch
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
+from .attention import UNPACK_DTYPE, merge_heads, split_heads
+from .functional import attention
 from .inference import Linear
 
 
@@ -44,18 +46,25 @@ class CausalSelfAttention(_Attention):
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__(dim, heads, dropout=dropout, self_attention=True)
 
-    def forward(self, x: Tensor, incremental_state: Optional[Dict[Any, Any]] = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        incremental_state: Optional[Dict[Any, Any]] = None,
+        whole: Optional[Tensor] = None,
+    ) -> Tensor:
         """X (B, n, D), padded on the right if at all -> (B, n, D); with an incremental state the
-        one new position of every beam, (B, beams, D)."""
+        one new position of every beam, (B, beams, D). With `whole`, (B, n), True where X is padding,
+        every position attends to all others, later ones too."""
         if incremental_state is not None:
             rows = x.reshape(1, -1, x.size(-1))
             out, _ = super().forward(rows, rows, rows, incremental_state=incremental_state, need_weights=False)
             return out.view_as(x)
-        n = x.size(1)
-        # float32 first: triu_ of torch 1.12 has no bfloat16 on a GPU
-        future = torch.full((n, n), float("-inf"), device=x.device).triu_(1).to(x.dtype)
+        future, n = None, x.size(1)
+        if whole is None:
+            # float32 first: triu_ of torch 1.12 has no bfloat16 on a GPU
+            future = torch.full((n, n), float("-inf"), device=x.device).triu_(1).to(x.dtype)
         x = x.transpose(0, 1)
-        out, _ = super().forward(x, x, x, attn_mask=future, need_weights=False)
+        out, _ = super().forward(x, x, x, key_padding_mask=whole, attn_mask=future, need_weights=False)
         return out.transpose(0, 1)
 
 
@@ -88,14 +97,18 @@ class CrossAttention(_Attention):
             need_weights: also return the weights.
 
         Returns:
-            As x, and the mean of all heads' weights, (B, n, m), or None.
+            As x, and the weights before dropout, (B, H, n, m), or None.
         """
+        if incremental_state is None and need_weights:
+            # fairseq's whole pass would hand out those of all heads together, after dropout
+            query, key, value = self.q_proj(x) * self.scaling, self.k_proj(source), self.v_proj(source)
+            query, key, value = (split_heads(u, self.num_heads) for u in (query, key, value))
+            out, weights = attention(query, key, value, padding, self.dropout_module, UNPACK_DTYPE)
+            return self.out_proj(merge_heads(out)), weights
         source = source.transpose(0, 1)
         if incremental_state is None:
-            out, weights = super().forward(
-                x.transpose(0, 1), source, source, key_padding_mask=padding, need_weights=need_weights
-            )
-            return out.transpose(0, 1), weights
+            out, _ = super().forward(x.transpose(0, 1), source, source, key_padding_mask=padding, need_weights=False)
+            return out.transpose(0, 1), None
         self.set_beam_size(x.size(1))  # what is kept knows by it which rows are of one sentence
         out, weights = super().forward(
             x.reshape(1, -1, x.size(-1)),
@@ -105,8 +118,11 @@ class CrossAttention(_Attention):
             incremental_state=incremental_state,
             static_kv=True,
             need_weights=need_weights,
+            need_head_weights=need_weights,
         )
-        return out.view_as(x), None if weights is None else weights.view(*x.shape[:2], -1)
+        if need_weights:  # (H, B * beams, 1, m) -> (B, H, beams, m)
+            weights = weights.view(self.num_heads, *x.shape[:2], -1).transpose(0, 1)
+        return out.view_as(x), weights if need_weights else None
 
     def reorder_incremental_state(self, incremental_state: Dict[Any, Any], new_order: Tensor) -> Dict[Any, Any]:
         """Called by fairseq when beams change places or sentences end. new_order: (rows',)."""

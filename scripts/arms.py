@@ -176,6 +176,7 @@ def decoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
         return ctranslate2(arm, sizes, source, device)
     model, task, cfg, _ = build(arm, sizes)
     model.to(device).eval()
+    cfg.common_eval.path = "model.pt"  # as in fairseq's commands: nothing here shows attention
     cfg.generation.beam = sizes["beam"]
     # as many steps for all: no hypothesis may end before, none can go on behind
     cfg.generation.min_len = cfg.generation.max_len_b = sizes["out_length"] - 1

@@ -126,12 +126,13 @@ def look(translator: Translator, line: Line) -> List[Maps]:
     for name in sorted(places, key=lambda name: (name.startswith("cross"), int(name.rpartition(" ")[2]))):
         rows = read_words if name.startswith("encoder") else written
         weights = seen[f"{name} unpack"]
-        if weights is None:  # an ordinary attention hands out its weights in the last layer alone
+        if weights is None:  # an ordinary attention hands out its weights in the layer that aligns alone
             continue
+        unpack = weights[0].mean(dim=0)
         if f"{name} pack" not in seen:
-            found.append(Maps(name, None, None, weights[0], None, (rows, read_words)))
+            found.append(Maps(name, None, None, unpack, None, (rows, read_words)))
             continue
-        heads, unpack = seen[f"{name} pack"][0], weights[0].mean(dim=0)
+        heads = seen[f"{name} pack"][0]
         pack = heads.mean(dim=0)
         found.append(Maps(name, pack, unpack, unpack @ pack, heads, (rows, read_words)))
     return found

@@ -154,6 +154,7 @@ class Translator:
         utils.set_torch_seed(settings.pop("seed", 1))
         if "sampling_topk" in settings:
             settings["sampling_topk"] = min(settings["sampling_topk"], len(self.task.target_dictionary))
+        cfg.common_eval.path = paths[0]  # as in fairseq's commands: nothing here shows attention
         cfg.generation.max_len_a, cfg.generation.max_len_b = DECODING["--max-len-a"], DECODING["--max-len-b"]
         for name, value in settings.items():
             cfg.generation[name] = value

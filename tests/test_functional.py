@@ -22,6 +22,7 @@ from fairseq_luna.functional import (
     pack_unprojected,
     recurrent_causal_product,
     unpack_unprojected,
+    whole_product,
 )
 
 FORMS = {"chunk": chunk_causal_product, "recurrent": recurrent_causal_product}
@@ -68,6 +69,29 @@ def test_a_decay_is_the_equation():
         close(state.mean[1, head], mean)
     flat, _ = naive_causal_product(x, y, z)
     close(out[:, 2], flat[:, 2])
+
+
+@pytest.mark.stock
+@decays
+def test_the_whole_product_is_the_equation(decay):
+    """The second of two sentences has 4 positions, and nothing of what is behind them counts."""
+    x, y, z = inputs(7)
+    padding = torch.arange(7) >= torch.tensor([[7], [4]])
+    out, _ = whole_product(x, y, z, padding, decay)
+    for row, n in enumerate((7, 4)):
+        for head, rate in enumerate([1, 1, 1] if decay is None else decay.tolist()):
+            for t in range(n):
+                total = sum(rate ** abs(t - j) * torch.outer(y[row, head, j], z[row, head, j]) for j in range(n))
+                mean = total / sum(rate ** abs(t - j) for j in range(n))
+                close(out[row, head, t], x[row, head, t] @ mean)
+
+
+def test_the_whole_product_of_much_padding_is_finite():
+    """So far from the sentence that 2^-distance is nothing, in values and in gradients."""
+    x, y, z = (u.float().requires_grad_() for u in inputs(300, heads=1))
+    out, _ = whole_product(x, y, z, (torch.arange(300) > 2).expand(2, -1), torch.tensor([0.5]))
+    out[:, :, :3].sum().backward()
+    assert out.isfinite().all() and all(u.grad.isfinite().all() for u in (x, y, z))
 
 
 @pytest.mark.stock

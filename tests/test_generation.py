@@ -1,12 +1,16 @@
 """Decoding: incremental = full, beams, alignments, and what is computed once."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from fairseq.models import FairseqDecoder, FairseqEncoderDecoderModel
 from fairseq.sequence_generator import SequenceGenerator
-from tiny import EOS, ORDINARY, PAD, VARIANTS, build, close_enough, sentences, sharpen, targets
+from tiny import DIMS, EOS, ORDINARY, PAD, VARIANTS, build, close_enough, dictionary, sentences, sharpen, targets
 
 from fairseq_luna import attention
+from fairseq_luna.config import LunaTransformerConfig
+from fairseq_luna.model import LunaTransformerModel
 
 variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 
@@ -120,6 +124,124 @@ def test_attention_is_the_product_of_the_last_unpack_and_pack():
     assert model.decoder(prev, model.encoder(source))[1]["attn"] == [None]
     model.decoder.need_attn = True
     torch.testing.assert_close(model.decoder(prev, model.encoder(source))[1]["attn"][0], want)
+
+
+def generation(**asked):
+    """A configuration as a program has it: fairseq's of a training, which names no --path."""
+    return Namespace(common_eval=Namespace(path=None), generation=Namespace(beam=5, **asked))
+
+
+ALIGNMENTS = {
+    "first-layer": ({}, {"alignment_layer": 0}),
+    "two-heads": ({}, {"alignment_heads": 2}),
+    "both": ({}, {"alignment_layer": 0, "alignment_heads": 1}),
+    "fewer-packs": (VARIANTS["pack-heads"], {"alignment_heads": 1}),  # of one head
+    "more-packs": ({"decoder_projected_attention_heads": 8}, {"alignment_heads": 3}),
+    "full": ({"cross_attention": "full"}, {"alignment_layer": 0, "alignment_heads": 3}),
+    "plain": (VARIANTS["plain-packs"], {"alignment_layer": 0, "alignment_heads": 3}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.stock
+@pytest.mark.parametrize("by_setting", [False, True], ids=["asked", "set"])
+@pytest.mark.parametrize("settings, asked", ALIGNMENTS.values(), ids=ALIGNMENTS)
+def test_the_layer_and_the_heads_that_align(settings, asked, by_setting):
+    """As arguments of a whole pass; as settings also step by step, and once prepared for generation."""
+    model = sharpen(build(**settings, **(asked if by_setting else {})))
+    source, prev, seen = sentences([12, 5]), targets([4, 4]), {}
+    i, heads = asked.get("alignment_layer", 1), asked.get("alignment_heads", 4)
+    model.decoder.layers[i].cross_attn.register_forward_hook(lambda *args: seen.update(unpack=args[-1][1]))
+    if settings.get("cross_attention") != "full":
+        pack = model.encoder.memory.layers[i].pack
+        pack.register_forward_hook(lambda *args: seen.update(pack=args[-1][1]))
+    if by_setting:
+        model.decoder.need_attn = True
+    (attn,) = model.decoder(prev, model.encoder(source), **({} if by_setting else asked))[1]["attn"]
+    want = seen["unpack"][:, :heads].mean(dim=1)
+    if "pack" in seen:
+        share = {1: 1, 4: heads, 8: 2 * heads}[seen["pack"].size(1)]
+        want = want @ seen["pack"][:, :share].mean(dim=1)
+    torch.testing.assert_close(attn, want)
+    torch.testing.assert_close(attn.sum(dim=-1), torch.ones(2, 4, dtype=attn.dtype))
+    if by_setting:
+        model.prepare_for_inference_(generation())
+        encoder_out, state = model.encoder(source), {}
+        assert "pack" not in seen or [pack.shape for pack in encoder_out["cross_pack"]] == [(2, 1, 6, 12)]
+        for t in range(4):
+            (step,) = model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[1]["attn"]
+            torch.testing.assert_close(step[:, 0].double(), want[:, t], **close_enough(settings))
+
+
+@torch.no_grad()
+def test_attention_that_is_not_there_is_refused():
+    model = build()
+    source, prev = sentences([12, 5]), targets([4, 4])
+    with pytest.raises(ValueError, match="alignment_layer must be from 0 to 1, but is 2"):
+        model(source, None, prev, alignment_layer=2)
+    with pytest.raises(ValueError, match="alignment_heads must be from 1 to 4, but is 5"):
+        model(source, None, prev, alignment_heads=5)
+    model.prepare_for_inference_(generation())
+    with pytest.raises(ValueError, match="layer 0 with .* keeps the attention of alignment_layer 1 .* Set --alignment"):
+        model(source, None, prev, alignment_layer=0)
+    assert model(source, None, prev, alignment_layer=1)[1]["attn"][0].shape == (2, 4, 12)
+
+
+@torch.no_grad()
+@pytest.mark.stock
+@variants
+def test_full_context_reads_the_whole_target(settings):
+    """A later word matters to the attention and padding does not; the model's own pass stays causal."""
+    model = sharpen(build(**settings, full_context_alignment=True))
+    source, prev = sentences([12, 5]), targets([9, 6])
+    later = prev.clone()
+    later[:, 5] = (later[:, 5] + 1).clamp(min=4) % 44
+    encoder_out = model.encoder(source)
+
+    def attn(prev):
+        return model.decoder(prev, encoder_out, full_context_alignment=True)[1]["attn"][0]
+
+    assert (attn(later) - attn(prev)).abs()[:, :5].amax(dim=-1).min() > 1e-9
+    wider = torch.cat((prev, torch.full((2, 3), PAD)), dim=1)
+    torch.testing.assert_close(attn(wider)[0, :9], attn(prev)[0], **close_enough(settings))
+    torch.testing.assert_close(attn(wider)[1, :6], attn(prev)[1, :6], **close_enough(settings))
+    # the model makes that second pass where attention is read, and its first is what it would be without
+    causal = model.decoder(prev, encoder_out)
+    assert causal[1]["attn"] == model(source, None, prev)[1]["attn"] == [None]
+    model.decoder.need_attn = True
+    out, extra = model(source, None, prev)
+    torch.testing.assert_close(out, causal[0], rtol=0, atol=3e-6)
+    torch.testing.assert_close(extra["attn"][0], attn(prev), rtol=0, atol=3e-6)
+
+
+def aligned_task():
+    words = dictionary()
+    return Namespace(source_dictionary=words, target_dictionary=words, cfg=Namespace(load_alignments=True))
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("full_context", [False, True], ids=["causal", "full-context"])
+@variants
+def test_the_loss_of_alignments_has_gradients(settings, full_context):
+    """In a training with alignments attention is there; it reaches what the layer that aligns reads by, and
+    with dropout it is nowhere 0, whose logarithm no loss can bear."""
+    settings = {**DIMS, "alignment_layer": 0, "full_context_alignment": full_context, **settings}
+    torch.manual_seed(1)
+    cfg = LunaTransformerConfig(**{**settings, "attention_dropout": 0.9})
+    model = LunaTransformerModel.build_model(cfg, aligned_task()).train()
+    source, prev = sentences([7, 7]), targets([5, 5])
+    (attn,) = model(source, None, prev)[1]["attn"]
+    assert attn.shape == (2, 5, 7)
+    (-attn.log()).sum().backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    read = ["decoder.layers.0.cross_attn." + ("query." if model.decoder.layers[0].packed else "q_proj.")]
+    if model.decoder.layers[0].packed:
+        read += ["encoder.memory.layers.0.pack.query.", "encoder.memory.layers.0.pack.key_value."]
+        assert any(name.startswith("encoder.memory.layers.1.pack.") for name in without)
+    for part in read:
+        found = [name for name, _ in model.named_parameters() if name.startswith(part) and "bias" not in name]
+        assert found and not without.intersection(found), part
+    assert any(name.startswith("decoder.layers.1.") for name in without)
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ from fairseq_luna.inference import PRODUCTS, Linear, prepare_products
 
 
 def generation(**asked):
-    """fairseq's configuration of a generation, as far as models look at it."""
-    return Namespace(generation=Namespace(**{"beam": 5, "print_alignment": None, "replace_unk": None, **asked}))
+    """fairseq's configuration of a command that generates, as far as models look at it."""
+    asked = Namespace(**{"beam": 5, "print_alignment": None, "replace_unk": None, **asked})
+    return Namespace(common_eval=Namespace(path="model.pt"), generation=asked)
 
 
 def steps(model, length=30):

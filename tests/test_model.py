@@ -193,6 +193,17 @@ def test_three_ordinary_attentions_are_fairseqs_transformer(settings):
             model.get_normalized_probs(model(source, lengths, prev), log_probs=True)[real] for model in (ours, theirs)
         )
     torch.testing.assert_close(found, want, rtol=1e-6, atol=3e-6)
+    for asked in (
+        {"alignment_layer": 0, "alignment_heads": 3},
+        {"alignment_layer": 1, "full_context_alignment": True},
+    ):
+        # fairseq's encoder has the sources as they are, padded; its whole target is without padding, too
+        found, want = (
+            model.decoder(prev, model.encoder(source, source.ne(PAD).sum(dim=1)), features_only=True, **asked)
+            for model in (ours, theirs)
+        )
+        torch.testing.assert_close(found[0][real], want[0][real], rtol=0, atol=3e-6)
+        torch.testing.assert_close(found[1]["attn"][0][real], want[1]["attn"][0][real], rtol=0, atol=3e-6)
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["", "fixed"])
@@ -379,6 +390,16 @@ BAD = {
     "dropout": ({"dropout": 1.5}, r"--dropout must be in \[0, 1\), but is 1.5"),
     "attention-dropout": ({"attention_dropout": -0.5}, r"--attention-dropout must be in \[0, 1\), but is -0.5"),
     "nan": ({"activation_dropout": float("nan")}, r"--activation-dropout must be in \[0, 1\), but is nan"),
+    "alignment-layer": (
+        {"alignment_layer": 2},
+        r"--alignment-layer must be from 0 to 1, since --decoder-layers is 2, but is 2",
+    ),
+    "alignment-layer-below": ({"alignment_layer": -1}, r"--alignment-layer must be from 0 to 1, .* but is -1"),
+    "alignment-heads": (
+        {"alignment_heads": 5},
+        r"--alignment-heads must be from 1 to 4, since --decoder-attention-heads is 4, but is 5",
+    ),
+    "no-alignment-heads": ({"alignment_heads": 0}, r"--alignment-heads must be from 1 to 4, .* but is 0"),
     "no-layers": ({"decoder_layers": 0}, r"--decoder-layers must be at least 1, but is 0"),
     "activation": ({"activation_fn": "swash"}, r"--activation-fn 'swash' is unknown; choose from relu"),
     "attention": ({"cross_attention": "ful"}, r"--cross-attention 'ful' is unknown; choose from packed, full"),
