@@ -374,7 +374,8 @@ def generate_in_bf16() -> None:
     """fairseq 0.12.2 and main: fairseq-generate, -interactive and -eval-lm take `--bf16` and compute in float32.
 
     They ask for --fp16 alone. Known by a model staying in float32 in `prepare_for_inference_`, which they all call. It
-    turns into bfloat16 there.
+    turns into bfloat16 there, unless the flag is that of a past training: `from_pretrained` hands over its settings,
+    which name no model to read.
     """
     import torch
     from fairseq.models import BaseFairseqModel
@@ -383,13 +384,15 @@ def generate_in_bf16() -> None:
 
     @functools.wraps(prepare)
     def prepare_for_inference_(self, cfg):
-        if getattr(getattr(cfg, "common", None), "bf16", False):
+        common, read = getattr(cfg, "common", None), getattr(cfg, "common_eval", None)
+        if getattr(common, "bf16", False) and getattr(read, "path", None):
             self.bfloat16()
         prepare(self, cfg)
 
     model = BaseFairseqModel()
     model.weight = torch.nn.Parameter(torch.zeros(1))
-    model.prepare_for_inference_(SimpleNamespace(common=SimpleNamespace(bf16=True), generation=SimpleNamespace()))
+    common, read = SimpleNamespace(bf16=True), SimpleNamespace(path="model.pt")
+    model.prepare_for_inference_(SimpleNamespace(common=common, common_eval=read, generation=SimpleNamespace()))
     if model.weight.dtype == torch.float32:
         BaseFairseqModel.prepare_for_inference_ = prepare_for_inference_
 

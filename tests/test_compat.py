@@ -376,11 +376,18 @@ def transformer():
 @pytest.mark.parametrize("make", [lambda: build(double=False), transformer], ids=["luna", "transformer"])
 def test_generation_in_bf16(make):
     model = make()
-    cfg = OmegaConf.create({"common": {"bf16": True}, "generation": {"beam": 2}})
+    cfg = OmegaConf.create({"common": {"bf16": True}, "common_eval": {"path": "model.pt"}, "generation": {"beam": 2}})
     model.prepare_for_inference_(cfg)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     found = diverse_hypotheses(model, [[0, 1]])
     assert all(0 < len(tokens) <= 11 for tokens in found[1])
+
+
+def test_a_model_trained_in_bf16_is_loaded_in_float32():
+    model = build(double=False)  # for `from_pretrained`, which hands over the settings of the training
+    cfg = OmegaConf.create({"common": {"bf16": True}, "common_eval": {"path": None}, "generation": {"beam": 2}})
+    model.prepare_for_inference_(cfg)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def pairs(lengths):
