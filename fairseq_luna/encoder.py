@@ -58,10 +58,15 @@ class SourceMemory(nn.Module):
         self.layers = nn.ModuleList(sharded(layer, cfg) for layer in layers)
 
     def forward(
-        self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor], slots: Slots, drawn: Optional[List[int]]
+        self,
+        packed: Tensor,
+        encoder_out: Tensor,
+        padding: Optional[Tensor],
+        slots: Slots,
+        drawn: Optional[List[int]] = None,
     ) -> Tuple[List[SourceView], Optional[Tensor]]:
-        """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots, the decoder's
-        layers at work (None for all) -> a view for each, and the last one's pack weights (B, H, l, m), if it packs."""
+        """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots, the numbers of the
+        decoder's layers at work -> a view for each, and the last one's pack weights (B, H, l, m), if it packs."""
         views, weights = [], None
         for layer in at_work(self.layers, drawn):
             view, packed, weights = layer(packed, encoder_out, padding, slots)
