@@ -54,8 +54,9 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     refuse(values)
     for side in ("encoder", "decoder"):
         name, layers = f"{side}_layers_to_keep", f"{side}_layers"
-        values[name] = kept_layers(name, values[name], values[layers])
-        values[layers] = len(values[name] or range(values[layers]))
+        kept = values[name] = kept_layers(name, values[name], values[layers])
+        if kept is not None:
+            values[layers] = len(kept)
     values["checkpoint_activations"] = values["checkpoint_activations"] or values["offload_activations"]
     if values["adaptive_softmax_cutoff"] is not None:
         values["adaptive_softmax_cutoff"] = list(values["adaptive_softmax_cutoff"])

@@ -36,7 +36,7 @@ def in_child(action, *args):
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
-    process.join(120)
+    process.join(500)
     return process.exitcode
 
 

@@ -25,7 +25,6 @@ TRAINING = (
     *("--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--lr", 0.005, "--warmup-updates", 100),
     *("--lr-scheduler", "polynomial_decay", "--criterion", "cross_entropy", "--no-epoch-checkpoints"),
 )
-STACKS = ("encoder.layers.", "memory.layers.", "decoder.layers.")
 
 
 def letters(rng, n):
@@ -225,33 +224,30 @@ def test_settings_of_the_transformer_end_to_end(data, tmp_path):
     settings = (
         *("--encoder-layers", 3, "--decoder-layers", 3, "--encoder-layerdrop", 0.2, "--decoder-layerdrop", 0.2),
         *("--checkpoint-activations", "--quant-noise-pq", 0.1, "--adaptive-softmax-cutoff", "8,12"),
-        *("--criterion", "adaptive_loss", "--ddp-backend", "legacy_ddp"),
+        *("--criterion", "adaptive_loss", "--ddp-backend", "legacy_ddp", "--total-num-update", 9),
     )
 
     def train(folder, updates, *more):
-        words = (*SIZES, *TRAINING, *settings, "--total-num-update", 9, *more)
-        module_args = (data, "--save-dir", folder, *words, "--max-update", updates, "--user-dir", USER_DIR)
-        assert in_child(cli, fairseq_cli.train, *module_args) == 0
-        return torch.load(folder / "checkpoint_last.pt", map_location="cpu")
+        """How many layers of each stack the checkpoint has, and how many updates it has had."""
+        words = (*SIZES, *TRAINING, *settings, "--max-update", updates, "--user-dir", USER_DIR, *more)
+        assert in_child(cli, fairseq_cli.train, data, "--save-dir", folder, *words) == 0
+        state = torch.load(folder / "checkpoint_last.pt", map_location="cpu")
+        stacks = ("encoder.layers.", "encoder.memory.layers.", "decoder.layers.")
+        found = [{k[len(stack) :].split(".")[0] for k in state["model"] if k.startswith(stack)} for stack in stacks]
+        return [*map(len, found), state["optimizer_history"][-1]["num_updates"]]
 
-    def layers(state):
-        return {stack: len({k.split(stack)[1].split(".")[0] for k in state["model"] if stack in k}) for stack in STACKS}
+    whole, pruned = (tmp_path / name / "checkpoint_last.pt" for name in ("whole", "pruned"))
+    assert train(whole.parent, 2) == [3, 3, 3, 2]
+    assert train(whole.parent, 4) == [3, 3, 3, 4]
+    keep = ("--encoder-layers-to-keep", "0,2", "--decoder-layers-to-keep", "1")
+    assert train(pruned.parent, 2, *keep, "--finetune-from-model", whole) == [2, 1, 1, 2]
 
-    assert layers(train(tmp_path / "whole", 3)) == dict.fromkeys(STACKS, 3)
-    assert train(tmp_path / "whole", 5)["optimizer_history"][-1]["num_updates"] == 5
-    trained = tmp_path / "whole" / "checkpoint_last.pt"
-
-    keep = {"encoder_layers_to_keep": "0,2", "decoder_layers_to_keep": "1"}
-    pruned = {"encoder.layers.": 2, "memory.layers.": 1, "decoder.layers.": 1}
-    flags = ("--encoder-layers-to-keep", "0,2", "--decoder-layers-to-keep", "1")
-    assert layers(train(tmp_path / "pruned", 2, *flags, "--finetune-from-model", trained)) == pruned
-    assert layers(train(tmp_path / "pruned", 4, *flags)) == pruned
-
-    for model, overrides in (trained, {}), (trained, keep), (tmp_path / "pruned" / "checkpoint_last.pt", {}):
-        args = (data, "--path", model, "--cpu", "--beam", 2, "--results-path", tmp_path, "--user-dir", USER_DIR)
-        assert in_child(cli, fairseq_cli.generate, *args, "--model-overrides", str(overrides)) == 0
-        assert sorted(generated((tmp_path / "generate-test.txt").read_text(), "H")) == list(range(203))
-    assert sorted(interactive(data, trained, ["a b", "", "j"], "--model-overrides", str(keep))) == [0, 1, 2]
+    shortly = ("--cpu", "--beam", 2, "--max-len-a", 0, "--max-len-b", 7)
+    overrides = ("--model-overrides", "{'encoder_layers_to_keep': '0,2', 'decoder_layers_to_keep': '1'}")
+    args = (data, "--path", whole, *shortly, *overrides, "--results-path", tmp_path, "--user-dir", USER_DIR)
+    assert in_child(cli, fairseq_cli.generate, *args) == 0
+    assert sorted(generated((tmp_path / "generate-test.txt").read_text(), "H")) == list(range(203))
+    assert sorted(interactive(data, pruned, ["a b", "", "j"], *shortly[1:])) == [0, 1, 2]
 
 
 BAD_FLAGS = {

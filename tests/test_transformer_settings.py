@@ -1,6 +1,8 @@
 """Settings that the Transformer has: taken, or refused by a sentence, on every road."""
 
 import argparse
+import sys
+import types
 
 import pytest
 import torch
@@ -182,6 +184,25 @@ def test_settings_without_effect_are_told(caplog):
     build(decoder_normalize_before=True, no_decoder_final_norm=True, quant_noise_pq=0.1, quant_noise_pq_block_size=4)
     build(adaptive_softmax_cutoff=[12], adaptive_softmax_factor=2.0, adaptive_softmax_dropout=0.1)
     assert not caplog.messages
+
+
+def test_layers_to_shard(monkeypatch):
+    """For --ddp-backend fully_sharded each layer that is large enough, or that is computed again."""
+    sharded = []
+    fairscale = types.ModuleType("fairscale.nn")
+    fairscale.wrap = lambda layer: sharded.append(type(layer).__name__) or layer
+    monkeypatch.setitem(sys.modules, "fairscale", types.ModuleType("fairscale"))
+    monkeypatch.setitem(sys.modules, "fairscale.nn", fairscale)
+    size = sum(p.numel() for p in build().decoder.layers[0].parameters())
+    assert sharded == []
+    for least, found in (size, True), (size + 1, False):
+        sharded.clear()
+        build(min_params_to_wrap=least)
+        assert ("LunaDecoderLayer" in sharded) == found
+    for settings in {"min_params_to_wrap": 0}, {"checkpoint_activations": True}:
+        sharded.clear()
+        build(**settings)
+        assert sharded == ["LunaEncoderLayer"] * 2 + ["SourceMemoryLayer"] * 2 + ["LunaDecoderLayer"] * 2
 
 
 def test_export_asks_for_norms_of_torch(monkeypatch):
