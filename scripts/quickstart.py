@@ -244,7 +244,7 @@ class Quickstart:
             return state["optimizer_history"][-1]["num_updates"], state["extra_state"]["previous_training_time"]
 
         done, seconds = progress()
-        if done < updates and seconds < 60 * minutes:  # else fairseq-train would make one update more
+        if done < updates and seconds < 60 * minutes:
             limits = {"--max-update": updates, "--save-dir": self.checkpoints}
             if self.args.minutes:
                 limits["--stop-time-hours"] = minutes / 60

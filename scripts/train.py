@@ -214,7 +214,6 @@ class Training:
                 )
             if changed:
                 say("going on with other settings: " + "; ".join(changed))
-        # fairseq, resumed where it was done, would make one update more
         done = self.updates and self.updates >= (composed.get("optimization.max_update") or math.inf)
         if not done and known != settings:
             claim(self.out, settings)

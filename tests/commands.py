@@ -2,9 +2,14 @@
 
 import multiprocessing
 import os
+import select
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Callable, Iterator
 
 import torch
 
@@ -12,6 +17,7 @@ import fairseq_luna
 
 USER_DIR = Path(fairseq_luna.__file__).parent
 ROOT = USER_DIR.parent
+HANGS = 1200  # seconds after which something is taken to hang: no test takes as long on a busy machine
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
 
 
@@ -27,23 +33,81 @@ def run(command, fails=False, **options):
     return done
 
 
-def in_child(action, *args):
-    """The exit code of `action(*args)` in a forked process (a fresh one would spend seconds on imports)."""
+def in_children(*calls):
+    """The exit codes of forked processes (fresh ones would spend seconds on imports) that each make a call."""
 
-    def child():
+    def child(action, *args):
         torch.set_num_threads(1)  # threads do not survive a fork
         action(*args)
 
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join(500)
-    return process.exitcode
+    processes = [multiprocessing.get_context("fork").Process(target=child, args=call) for call in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(HANGS)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()  # where it hangs
+    return codes
+
+
+def in_child(action, *args):
+    """The exit code of `action(*args)` in a forked process."""
+    return in_children((action, *args))[0]
 
 
 def cli(module, *args):
     """A fairseq command in this process, by its module: cli(fairseq_cli.train, ...)."""
     sys.argv = [module.__name__, *map(str, args)]
     module.cli_main()
+
+
+def wait_until(condition: Callable[[], bool], process=None) -> None:
+    """Returns once `condition()` holds, which `process`, if given, brings about before it ends."""
+    deadline = time.time() + HANGS
+    while not condition():
+        if time.time() > deadline and process:
+            process.kill()
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.time() < deadline, "this hangs"
+        time.sleep(0.02)
+
+
+def stop_when(condition: Callable[[], bool], process: subprocess.Popen, how=signal.SIGKILL) -> tuple:
+    """Sends a signal to a process once `condition()` holds; what it said on stdout and stderr."""
+    wait_until(condition, process)
+    process.send_signal(how)
+    return process.communicate(timeout=HANGS)
+
+
+@contextmanager
+def writer_stopped(path: Path) -> Iterator[Callable[[], bool]]:
+    """Meanwhile a file that is to be written is a pipe that nobody empties.
+
+    So its writer stops after some 64 KiB, however fast it is. Yields a function that tells whether one has begun.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(str(path))
+    reader = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK)
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    try:
+        yield lambda: bool(poll.poll(0))
+    finally:
+        os.close(reader)
+        path.unlink()
+
+
+def processes_with(word: str) -> list:
+    """The ids of processes whose command holds a word."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if word.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            pass  # it has ended meanwhile
+    return found
 
 
 WORDS = "the a red blue old house tree sees finds and under over cat dog we they".split()

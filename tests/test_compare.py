@@ -1,17 +1,15 @@
 """scripts/compare.sh, plot_attention.py and gradients.py, whole, on a corpus of a few sentences."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from commands import ENV, ROOT, prepared, run
+from commands import ENV, ROOT, prepared, processes_with, run, stop_when, wait_until
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import compare as compare_script  # noqa: E402
@@ -58,13 +56,8 @@ def finished(data, tmp_path_factory) -> Path:
     study, out = folder / "study.yaml", folder / "out"
     study.write_text(STUDY, encoding="utf-8")
     process = subprocess.Popen(compare(study, data, out), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 240
     begun = out / "Luna-a-b" / "seed1" / "checkpoints" / "checkpoint_1_6.pt"
-    while not (begun.exists() and (out / "report.md").exists()):
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    stop_when(lambda: begun.exists() and (out / "report.md").exists(), process)
     assert "\n| Transformer |" in (out / "report.md").read_text(encoding="utf-8")  # what was done is reported
     run(compare(study, data, out))
     return folder
@@ -176,17 +169,10 @@ def test_sigterm_ends_a_study_at_once(tmp_path, data):
     study, out = tmp_path / "study.yaml", tmp_path / "out"
     study.write_text(STUDY.replace("max_update: 12", "max_update: 100000"), encoding="utf-8")
     process = subprocess.Popen(compare(study, data, out), env=ENV, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not (out / "Transformer" / "seed1" / "checkpoints" / "checkpoint_last.pt").exists():
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.05)
-    process.terminate()
-    said = process.communicate(timeout=20)[1].decode()
+    last = out / "Transformer" / "seed1" / "checkpoints" / "checkpoint_last.pt"
+    said = stop_when(last.exists, process, signal.SIGTERM)[1].decode()
     assert process.returncode == 130 and "compare: stopped; the same command goes on from here" in said
-    time.sleep(1)
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it may have ended by now
-            assert str(out).encode() not in path.read_bytes()
+    wait_until(lambda: processes_with(str(out)) == [])
 
 
 def test_another_study_is_not_mixed_in(finished, data):

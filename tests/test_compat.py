@@ -13,25 +13,27 @@ import sys
 import time
 import warnings
 import zipfile
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import USER_DIR, cli, fairseq, in_child, run
-from fairseq import checkpoint_utils
-from fairseq.data import Dictionary, LanguagePairDataset, TokenBlockDataset, data_utils, indexed_dataset
+from commands import USER_DIR, cli, fairseq, in_child, in_children, run
+from fairseq import checkpoint_utils, options
+from fairseq.data import Dictionary, LanguagePairDataset, TokenBlockDataset, data_utils, indexed_dataset, iterators
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import utils as dataclass_utils
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.models import BaseFairseqModel
 from fairseq.models.transformer import TransformerModel, base_architecture
 from fairseq.modules import AdaptiveSoftmax
+from fairseq.optim import FP16Optimizer
 from fairseq.search import DiverseBeamSearch
 from fairseq.sequence_generator import SequenceGenerator
+from fairseq.trainer import Trainer
 from fairseq_cli import preprocess
 from fairseq_cli import train as fairseq_train
 from omegaconf import OmegaConf
@@ -45,6 +47,9 @@ LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \| INFO \| [\w.]+ \| ")
 LINES = {"train": 61, "valid": 13, "test": 61}  # none a multiple of 8
 
 
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports torch's compiler, once for all forked processes
+
+
 def kill_when_half_written(path):
     """Have the kernel kill this process once it has written half of the size of `path` to any file."""
     half = os.path.getsize(path) // 2
@@ -53,15 +58,14 @@ def kill_when_half_written(path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
 
 
-def training(data, save_dir, arch="transformer"):
-    """A few updates of a tiny model, by default one without a config dataclass, saving a checkpoint with BLEU counts
-    every three."""
+def training(data, save_dir, *words, arch="transformer"):
+    """A few updates of a tiny model, by default one without a config dataclass, saving a checkpoint every three."""
     sizes = ("layers=1", "embed-dim=8", "ffn-embed-dim=8", "attention-heads=2")
     sizes = [f"--{side}-{size}" for side in ("encoder", "decoder") for size in sizes]
     return (
         *(data, "--save-dir", save_dir, "--arch", arch, *sizes, "--dropout", 0.1, "--cpu", "--num-workers", 0),
         *("--optimizer", "adam", "--lr", 0.01, "--max-tokens", 100, "--max-update", 9),
-        *("--save-interval-updates", 3, "--eval-bleu"),
+        *("--save-interval-updates", 3, *words),
     )
 
 
@@ -81,9 +85,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A training that was never killed, and its folder."""
+    """A training that was never killed, with BLEU counts in its checkpoints, and its folder."""
     folder = tmp_path_factory.mktemp("trained")
-    return run(fairseq("train", *training(data, folder))), folder
+    return run(fairseq("train", *training(data, folder, "--eval-bleu"))), folder
 
 
 @pytest.fixture(scope="module")
@@ -118,19 +122,129 @@ def test_killed_training_goes_on_to_the_same_end(data, trained, tmp_path):
             return copy(src, dst, overwrite)
 
         PathManager.copy = staticmethod(copy_or_die if kill else copy)
-        cli(fairseq_train, "--user-dir", USER_DIR, *training(data, tmp_path))
+        cli(fairseq_train, "--user-dir", USER_DIR, *training(data, tmp_path, "--eval-bleu"))
 
     assert in_child(train, "checkpoint_1_3.pt", lambda _: os.kill(os.getpid(), signal.SIGKILL)) == -signal.SIGKILL
     assert in_child(train, "checkpoint1.pt", kill_when_half_written) == -signal.SIGXFSZ
     assert in_child(train) == 0
-    ends = [checkpoint_utils.load_checkpoint_to_cpu(str(d / "checkpoint_last.pt")) for d in (trained[1], tmp_path)]
-    for state in ends:  # fairseq 0.12.2 saves stale copies too (fc1_weight) and uninitialised memory (_float_tensor)
-        state["model"] = {name: value for name, value in state["model"].items() if not re.search("_[a-z]+$", name)}
-    assert ends[0]["optimizer_history"][-1]["num_updates"] == 9
-    assert "encoder.layers.0.fc1.weight" in ends[0]["model"]
-    for part in "model", "last_optimizer_state":
-        assert same(ends[0][part], ends[1][part])
-    assert ends[0]["extra_state"]["train_iterator"] == ends[1]["extra_state"]["train_iterator"]
+    assert same(end(tmp_path), end(trained[1]))
+
+
+def end(folder):
+    """What a training has come to: all that its next update would depend on, and its best loss."""
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(folder / "checkpoint_last.pt"))
+    # fairseq 0.12.2 saves stale copies too (fc1_weight) and uninitialised memory (_float_tensor)
+    model = {name: value for name, value in state["model"].items() if not re.search("_(weight|bias|tensor)$", name)}
+    assert "decoder.embed_tokens.weight" in model and len(model) > 30
+    extra = state["extra_state"]
+    others = state["last_optimizer_state"], state["optimizer_history"][-1], extra["train_iterator"], extra.get("best")
+    return [model, *others]
+
+
+SILENT = ("--disable-validation",)
+LUNA = ("--arch", "luna_transformer", "--share-all-embeddings", "--projection-length", 3, "--word-dropout", 0.1)
+PLATEAU = ("--lr-scheduler", "reduce_lr_on_plateau", "--lr-threshold", 10)  # after which no loss is better
+KILLED = {  # what is trained otherwise, from how many parts of data, and by how many processes
+    "transformer": (SILENT, 1, 1),
+    "two-processes": (SILENT, 1, 2),
+    "data-in-parts": (SILENT, 2, 1),
+    "luna-accumulating": ((*SILENT, *LUNA, "--update-freq", 2, "--num-workers", 2, "--max-tokens", 75), 1, 1),
+    "curriculum": ((*SILENT, "--curriculum", 1, "--update-ordered-indices-seed"), 1, 1),
+    "batches-made-anew": ((*SILENT, "--grouped-shuffling", "--update-ordered-indices-seed"), 1, 1),
+    "remainder-skipped": ((*SILENT, "--skip-remainder-batch"), 1, 1),
+    "plateau": ((*PLATEAU, "--lr-patience", 1), 1, 1),
+    "patience": ((*PLATEAU, "--maximize-best-checkpoint-metric", "--patience", 8), 1, 1),
+}
+
+
+@pytest.mark.parametrize("words, parts, processes", KILLED.values(), ids=KILLED)
+def test_training_killed_after_chosen_updates_goes_on_to_the_same_end(data, tmp_path, words, parts, processes):
+    """Killed in the first epoch, at the end of it, in the second, at the end of that, and when all was done.
+
+    And from an earlier checkpoint, in the second epoch.
+    """
+    several = ("--distributed-world-size", processes, "--distributed-no-spawn", "--device-id", 0)
+    several += ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp")
+    given = ("--max-tokens", 150, "--max-update", 10, "--save-interval-updates", 1, *words)
+    given = training(os.pathsep.join([str(data)] * parts), tmp_path, *given, *(several if processes > 1 else ()))
+    args = options.parse_args_and_arch(options.get_training_parser(), list(map(str, given)))
+    cfg = convert_namespace_to_omegaconf(args)
+
+    def train(folder, killed_after, restored, rank):
+        step = Trainer.train_step
+
+        def step_or_die(self, samples, *args, **kwargs):
+            if self.get_num_updates() == killed_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, samples, *args, **kwargs)
+
+        Trainer.train_step = step_or_die
+        cfg.checkpoint.save_dir, cfg.checkpoint.restore_file = str(folder), str(restored)
+        if processes > 1:
+            cfg.distributed_training.distributed_rank = rank
+            cfg.distributed_training.distributed_init_method = f"file://{folder}-{killed_after}"
+        distributed_utils.call_main(cfg, fairseq_train.main)
+
+    def train_all(name, killed_after=None, restored="checkpoint_last.pt"):
+        calls = [(train, tmp_path / name, killed_after, restored, rank) for rank in range(processes)]
+        return in_children(*calls)
+
+    def updates(name):
+        return checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / name))["optimizer_history"][-1]["num_updates"]
+
+    assert train_all("whole") == [0] * processes
+    first, second = updates("whole/checkpoint1.pt"), updates("whole/checkpoint2.pt")
+    for killed_after in first - 1, first, first + 1, second:
+        assert train_all("killed", killed_after) == [-signal.SIGKILL] * processes
+        assert updates("killed/checkpoint_last.pt") == killed_after
+    assert train_all("killed", "end") == [0] * processes
+    assert same(end(tmp_path / "killed"), end(tmp_path / "whole"))
+    assert train_all("killed", "again") == [0] * processes
+    assert updates("killed/checkpoint_last.pt") == updates("whole/checkpoint_last.pt")
+    earlier = f"whole/checkpoint_2_{first + 1}.pt"
+    assert updates(earlier) == first + 1
+    assert train_all("earlier", restored=tmp_path / earlier) == [0] * processes
+    assert same(end(tmp_path / "earlier"), end(tmp_path / "whole"))
+
+
+def test_curriculum_ends():
+    """Batches are shuffled where that is asked for, whatever was asked for in the epoch before."""
+    data, batches = torch.utils.data.TensorDataset(torch.arange(9)), [[number] for number in range(9)]
+    iterator = iterators.EpochBatchIterator(data, lambda items: int(items[0][0]), batches, reuse_dataloader=True)
+    plain, shuffled, again = (list(iterator.next_epoch_itr(shuffle=shuffle)) for shuffle in (False, True, False))
+    assert plain == again == sorted(shuffled) == list(range(9)) and shuffled != plain
+
+
+@pytest.mark.parametrize("name, joined", [("fp16", True), ("fp16", False), ("bf16", False)])
+def test_half_precision_goes_on_to_the_bit(name, joined, monkeypatch):
+    """By the weights of 32 bits, and with what the scale of the loss has come to."""
+    cfg = OmegaConf.structured(FairseqConfig())
+    OmegaConf.set_struct(cfg, False)
+    scaling = {"fp16_init_scale": 4, "fp16_scale_window": 3, "fp16_no_flatten_grads": not joined}
+    cfg.common = OmegaConf.merge(cfg.common, {name: True, **scaling})
+    cfg.optimization.lr, cfg.optimizer = [0.001], {"_name": "adam"}
+    dtype = torch.float16 if name == "fp16" else torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # what a CPU calls its index
+
+    def train(*parts):
+        weight, file = torch.nn.Parameter(torch.ones(99, dtype=dtype)), io.BytesIO()
+        for numbers in parts:
+            optimizer = FP16Optimizer.build_optimizer(cfg, [weight])
+            if file.tell():
+                file.seek(0)
+                optimizer.load_state_dict(torch.load(file))
+            for number in numbers:
+                optimizer.zero_grad()
+                optimizer.backward((weight * torch.randn(99, generator=torch.manual_seed(number)).to(dtype)).sum())
+                optimizer.step()
+            file = io.BytesIO()
+            torch.save(optimizer.state_dict(), file)
+        copies = optimizer.fp32_params
+        return [weight.detach(), copies[None if joined else 0], optimizer.state_dict()]
+
+    whole, parted = train(range(8)), train(range(2), range(2, 7), range(7, 8))
+    assert same(whole, parted) and not torch.equal(whole[0].float(), whole[1])
+    assert name == "bf16" or whole[2]["loss_scale"] == 16
 
 
 def same(a, b):
@@ -254,8 +368,7 @@ def test_checkpoint_reaches_the_other_ranks(tmp_path):
         state = distributed_utils.broadcast_object(state, 0, torch.distributed.new_group([0, 1]))
         assert state["cfg"].arch == "luna" and state["model"]["w"].tolist() == [0, 1, 2]
 
-    with ThreadPool(2) as ranks:
-        assert ranks.map(lambda number: in_child(rank, number), range(2)) == [0, 0]
+    assert in_children((rank, 0), (rank, 1)) == [0, 0]
 
 
 @pytest.mark.parametrize("limit", [{"max_tokens": 16}, {"max_sentences": 16}, {}], ids=["tokens", "sentences", "none"])
@@ -329,7 +442,7 @@ def test_deprecations_are_silenced_and_nothing_else():
 def test_bf16_trains_in_bfloat16(data, tmp_path, arch, optimizer):
     def train():
         more = ("--bf16", "--optimizer", optimizer, "--max-update", 2, "--disable-validation", "--user-dir", USER_DIR)
-        cli(fairseq_train, *training(data, tmp_path, arch), *more)
+        cli(fairseq_train, *training(data, tmp_path, arch=arch), *more)
 
     assert in_child(train) == 0
     state = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint_last.pt"))
@@ -475,6 +588,10 @@ def test_applied_twice_is_applied_once():
             indexed_dataset.MMapIndexedDatasetBuilder.finalize,
             EpochBatchIterator.first_batch,
             DiverseBeamSearch.step,
+            *map(vars(Trainer).get, ("get_train_iterator", "state_dict", "load_checkpoint")),
+            *map(vars(iterators.EpochBatchIterator).get, ("next_epoch_itr", "_get_iterator_for_epoch")),
+            FP16Optimizer.state_dict,
+            checkpoint_utils.load_checkpoint,
             checkpoint_utils.load_checkpoint_to_cpu,
             checkpoint_utils._torch_persistent_save,
             data_utils.batch_by_size,

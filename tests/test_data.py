@@ -12,12 +12,12 @@ import socket
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 from typing import Callable, Dict, List
 
 import mirror
 import pytest
+from commands import HANGS, stop_when, wait_until
 
 from fairseq.data import Dictionary, data_utils  # isort: skip
 
@@ -25,6 +25,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "scripts"))
 
 import recipes  # noqa: E402
+from common import remove  # noqa: E402
 
 PAIRS = 4500  # of the mirror: several blocks of lines
 LEARNT = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}
@@ -41,7 +42,7 @@ def start(script: str, *args, **options) -> subprocess.Popen:
 def call(script: str, *args, code: int = 0, **options) -> str:
     """Run a script to its end; what it said, on stdout where all went well and else on stderr."""
     process = start(script, *args, **options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=HANGS)
     assert process.returncode == code, out + err
     assert "Traceback" not in err
     return out + err if code else out
@@ -259,12 +260,7 @@ def test_interrupted_at_once_while_learning(corpus):
     options = ["--recipe", "moses-bpe", "--vocab-size", "30000", "--source", "en", "--target", "de", "--workers", "1"]
     process = start("prepare_corpus.py", *splits, *options, "--out", corpus / "out")
     beside = corpus / "out" / "bpe.codes.part"
-    deadline = time.time() + 100
-    while not beside.exists():
-        assert process.poll() is None and time.time() < deadline, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=100)[1]
+    said = stop_when(beside.exists, process, signal.SIGINT)[1]
     assert process.returncode == 130 and "the same command goes on from here" in said and "Traceback" not in said
     assert not (corpus / "out" / "bpe.codes").exists()
 
@@ -406,14 +402,16 @@ def test_wmt14(server, finished, recipe):
 LINES = {"train": PAIRS, "valid": 20, "test": 20}
 
 
-def kill(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    """SIGKILL once the condition holds."""
-    deadline = time.time() + 200
-    while not condition():
-        assert process.poll() is None and time.time() < deadline, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+def kill_within(step: Path, *command, **options) -> None:
+    """SIGKILL while a step of a command is at work."""
+    process, part = start(*command, **options), step.with_name(f"{step.name}.part")
+    wait_until(lambda: part.exists() or process.poll() is not None)
+    process.kill()
+    process.communicate(timeout=HANGS)
+    if step.exists():  # a busy machine sent the signal too late
+        remove(step)
+        remove(step.parent / "manifest.json")
+        kill_within(step, *command, **options)
 
 
 @pytest.mark.stock
@@ -427,14 +425,10 @@ def test_killed_runs_and_a_full_disk_leave_nothing_half_done(server, finished, t
         assert not (out / "raw").exists() and not (out / "manifest.json").exists()
     marked = {**ENV, "LUNA_TEST": str(out)}
     for step in "raw", "tokens", "bpe.codes", "pieces", "data-bin":
-        part = out / f"{step}.part"
-        kill(part.exists, start(*command, env=marked))
+        kill_within(out / step, *command, env=marked)
         assert not (out / "manifest.json").exists() and not (out / step).exists()
         if sys.platform == "linux":
-            deadline = time.time() + 20
-            while processes_marked(str(out)):
-                assert time.time() < deadline, "processes live on"
-                time.sleep(0.05)
+            wait_until(lambda: processes_marked(str(out)) == [])
     assert set(json.loads((out / "steps.json").read_text())) >= {"text", "vocabulary", "pieces"}
     call(*command)
     ours, theirs = contents(out), contents(finished("moses-bpe"))
@@ -578,7 +572,7 @@ def test_no_network(tmp_path):
 
 def test_help_needs_no_environment():
     script = REPO / "data-prep" / "prepare-wmt14-en-de.sh"
-    shown = subprocess.run(["bash", str(script), "--help"], stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    shown = subprocess.run(["bash", str(script), "--help"], stdout=subprocess.PIPE, check=True, timeout=HANGS).stdout
     assert b"usage: prepare-wmt14-en-de.sh" in shown and b"--mirror" in shown
 
 

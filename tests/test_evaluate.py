@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import fairseq
+from commands import HANGS, fairseq
 from commands import run as run_command
 from omegaconf import OmegaConf
 
@@ -39,7 +39,7 @@ DIMENSIONS += ["--encoder-layers", "1", "--decoder-layers", "1", "--share-all-em
 def call(script: str, *args, code: int = 0) -> str:
     """Run a script to its end; what it said on stdout, or on stderr where it ought to fail."""
     command = [sys.executable, str(REPO / "scripts" / script), *map(str, args)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=HANGS)
     out, err = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == code and "Traceback" not in err, out + err
     return err if code else out

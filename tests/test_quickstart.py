@@ -6,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import HANGS, stop_when
 from omegaconf import OmegaConf
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
@@ -30,7 +30,7 @@ def start(script: str, *args, **options) -> subprocess.Popen:
 def call(script: str, *args, text: bytes = b"", code: int = 0, **options):
     """Run a script to its end; what it wrote to stdout (as bytes) and to stderr."""
     process = start(script, *args, stdin=subprocess.PIPE, **options)
-    out, err = process.communicate(text, timeout=300)
+    out, err = process.communicate(text, timeout=HANGS)
     assert process.returncode == code, (out + err).decode()
     assert b"Traceback" not in err
     return out, err.decode()
@@ -45,27 +45,17 @@ def translate(model: Path, *args, **options):
     return call("scripts/translate.py", "--cpu", "--model", model, *args, **options)
 
 
-def stop_when(condition, process: subprocess.Popen, how: signal.Signals) -> bytes:
-    """Send a signal once `condition` holds; what the process said on stderr."""
-    deadline = time.time() + 200
-    while not condition():
-        assert process.poll() is None and time.time() < deadline, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(how)
-    return process.communicate(timeout=60)[1]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A whole run, killed while its data was prepared, stopped and killed again in training, and taken up each time."""
     out = tmp_path_factory.mktemp("a folder with spaces") / "run"
     log, last = out / "data.log", out / "checkpoints" / "checkpoint_last.pt"
-    stop_when(lambda: log.exists() and "learning" in log.read_text(), start(*quickstart(out)), signal.SIGKILL)
-    said = stop_when(last.exists, start(*quickstart(out)), signal.SIGINT).decode()
+    stop_when(lambda: log.exists() and "learning" in log.read_text(), start(*quickstart(out)))
+    said = stop_when(last.exists, start(*quickstart(out)), signal.SIGINT)[1].decode()
     assert said.splitlines()[-1] == "quickstart: stopped; the same command goes on from here"
     assert "Traceback" not in said
     first = last.stat().st_mtime_ns
-    stop_when(lambda: last.stat().st_mtime_ns != first, start(*quickstart(out)), signal.SIGKILL)
+    stop_when(lambda: last.stat().st_mtime_ns != first, start(*quickstart(out)))
     call(*quickstart(out))
     return out
 
@@ -210,7 +200,9 @@ def test_translate_without_a_model(tmp_path):
 
 def test_help_needs_no_environment():
     for script in "scripts/quickstart.sh", "scripts/translate.sh", "data-prep/prepare-corpus.sh":
-        shown = subprocess.run(["bash", str(REPO / script), "--help"], stdout=subprocess.PIPE, check=True, timeout=60)
+        shown = subprocess.run(
+            ["bash", str(REPO / script), "--help"], stdout=subprocess.PIPE, check=True, timeout=HANGS
+        )
         assert b"usage: " + os.path.basename(script).encode() in shown.stdout
 
 

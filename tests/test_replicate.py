@@ -4,11 +4,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from commands import ENV, ROOT, run
+from commands import ENV, ROOT, run, stop_when
 from mirror import make, serve
 
 SMALL = "optimization.max_update=30", "dataset.max_tokens=1024", "checkpoint.save_interval_updates=10"
@@ -32,12 +31,8 @@ def replicated(mirror, tmp_path_factory):
     """The folder, and what was said by a run that was stopped in training and begun again."""
     out = tmp_path_factory.mktemp("a folder") / "wmt14"
     process = subprocess.Popen(replicate(out, mirror), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.time() + 240
-    while not (out / "wmt14_paper" / "checkpoints" / "checkpoint_last.pt").exists():
-        assert process.poll() is None and time.time() < deadline, process.communicate()[0].decode()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0]
+    last = out / "wmt14_paper" / "checkpoints" / "checkpoint_last.pt"
+    said = stop_when(last.exists, process, signal.SIGTERM)[0]
     assert process.returncode == 130 and b"the same command goes on" in said and b"Traceback" not in said
     assert b"DEBUG" not in said and b"Warning" not in said
     done = run(replicate(out, mirror))

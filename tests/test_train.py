@@ -9,12 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ENV, ROOT, USER_DIR, prepared, run
+from commands import ENV, HANGS, ROOT, USER_DIR, prepared, processes_with, run, stop_when, wait_until, writer_stopped
 from omegaconf import OmegaConf
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
@@ -129,38 +128,23 @@ print("all is well")
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     env = {**ENV, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    done = subprocess.run(torchrun, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    done = subprocess.run(torchrun, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=HANGS)
     assert done.returncode == 0 and done.stdout.count(b"all is well") == 2, done.stdout.decode()
 
 
-def processes_with(word: str) -> list:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if word.encode() in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            pass  # it has ended meanwhile
-    return found
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
-@pytest.mark.parametrize("how", (signal.SIGKILL, signal.SIGTERM), ids=("SIGKILL", "SIGTERM"))
-def test_killed_training_leaves_nothing_at_work_and_goes_on(data, tmp_path, how, two_processes):
+@pytest.mark.parametrize("how, saving", [(signal.SIGKILL, "2_8"), (signal.SIGTERM, "1_4")], ids=["SIGKILL", "SIGTERM"])
+def test_killed_training_leaves_nothing_at_work_and_goes_on(data, tmp_path, how, saving, two_processes):
+    """Killed while it saves a checkpoint, in a later epoch and in the first."""
     out = tmp_path / "killed"
     words = "--processes", 2, "optimization.update_freq=[1]", "checkpoint.save_interval_updates=4", *NO_DROPOUT
-    process = subprocess.Popen(train(data, out, *words), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.time() + 120
-    while not (out / "checkpoints" / "checkpoint_last.pt").exists():
-        assert process.poll() is None and time.time() < deadline, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(how)
-    err = process.communicate(timeout=60)[1]
-    assert process.returncode == (-how if how == signal.SIGKILL else 130)
-    assert how == signal.SIGKILL or b"the same command goes on" in err
-    while processes_with(str(out)) and time.time() < deadline:
-        time.sleep(0.1)
-    assert processes_with(str(out)) == []
+    with writer_stopped(out / "checkpoints" / f"checkpoint_{saving}.pt.tmp") as writing:
+        (out / "settings.json").write_text("{}")  # the folder is of an earlier run
+        process = subprocess.Popen(train(data, out, *words), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        err = stop_when(writing, process, how)[1]
+        assert process.returncode == (-how if how == signal.SIGKILL else 130)
+        assert how == signal.SIGKILL or b"the same command goes on" in err
+        wait_until(lambda: processes_with(str(out)) == [])
 
     done = run(train(data, out, *words))
     assert checkpoint(out)["optimizer_history"][-1]["num_updates"] == 12
@@ -422,14 +406,16 @@ def test_two_machines_meet(data, two_processes, tmp_path):
     """Two of torchrun's nodes on this one, in a folder that they share; one process each."""
     out = tmp_path / "run"
     words = train(data, out, "optimization.update_freq=[1]", *NO_DROPOUT, "--nnodes", 2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    words += ["--master-addr", "127.0.0.1", "--master-port", port]
-    nodes = [subprocess.Popen([*words, "--node-rank", rank], env=ENV, stderr=subprocess.PIPE) for rank in "01"]
-    for node in nodes:
-        err = node.communicate(timeout=200)[1]
-        assert node.returncode == 0, err.decode()
+    with socket.socket() as kept:
+        kept.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # nobody else is given the port, and torch can take it
+        kept.bind(("127.0.0.1", 0))
+        words += ["--master-addr", "127.0.0.1", "--master-port", str(kept.getsockname()[1])]
+        nodes = [subprocess.Popen([*words, "--node-rank", rank], env=ENV, stderr=subprocess.PIPE) for rank in "01"]
+        for node in nodes:
+            err = node.communicate(timeout=HANGS)[1]
+            assert node.returncode == 0, err.decode()
     assert figures(out) == figures(two_processes)
     assert sorted(path.name for path in out.glob("*.log")) == ["train.log"]
 
