@@ -128,6 +128,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
             sentences = len(encoder_out["encoder_padding_mask"][0])
             x = x.view(sentences, rows // max(1, sentences), dim)
         need_attn = incremental_state is not None if self.need_attn is None else self.need_attn
+        if encoder_out["cross_key"] and not encoder_out["cross_pack"]:
+            need_attn = False  # a fused kernel in training has made no pack weights
         source, states, weights = read_source(encoder_out), [x], None
         layers = at_work(self.layers, next((drawn.tolist() for drawn in encoder_out["decoder_layers"]), None))
         for layer, view in zip(layers, source_views(encoder_out, len(layers))):

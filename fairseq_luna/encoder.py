@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .config import decoder_reads_packed, has_packed
 from .dropout import Dropout
-from .functional import slot_offsets
+from .functional import slot_positions
 from .layerdrop import at_work, draw_layers
 from .layers import LunaEncoderLayer, Slots, SourceMemoryLayer, SourceView, sharded
 from .ordinary import by_sentence
@@ -61,10 +61,12 @@ class SourceMemory(nn.Module):
         self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor], slots: Slots, drawn: Optional[List[int]]
     ) -> Tuple[List[SourceView], Optional[Tensor]]:
         """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots, the decoder's
-        layers at work (None for all) -> a view for each, and the last one's pack weights (B, H, l, m), if it packs."""
+        layers at work (None for all) -> a view for each, and the last one's pack weights (B, H, l, m), if it packs, and
+        not in training by a kernel, which makes none."""
         views, weights = [], None
         for layer in at_work(self.layers, drawn):
-            view, packed, weights = layer(packed, encoder_out, padding, slots)
+            need_weights = not self.training and layer is self.layers[-1]
+            view, packed, weights = layer(packed, encoder_out, padding, slots, need_weights)
             views.append(view)
         return views, weights
 
@@ -199,7 +201,7 @@ class LunaEncoder(FairseqEncoder):
             - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer at work; empty where
               its attention is an ordinary one, cross_value also when keys are values
             - cross_pack: [(B, l', n)], pack weights of the last decoder layer at work, mean over heads;
-              empty with a full cross attention
+              empty with a full cross attention, and in training by a fused kernel
             - sentence: [(rows,)], which sentence each row of the decoder translates; see
               `reorder_encoder_out`
 
@@ -245,7 +247,7 @@ class LunaEncoder(FairseqEncoder):
         """
         if self.packed_embedding is None:
             return 0, Slots(None, None)
-        slots, hidden, offsets = self.packed_embedding.size(0), None, None
+        slots, hidden, positions = self.packed_embedding.size(0), None, None
         lengths = (~padding).sum(dim=1, keepdim=True)
         used = torch.full_like(lengths, slots)
         if not self.fix_projection_length:
@@ -253,8 +255,8 @@ class LunaEncoder(FairseqEncoder):
             used = lengths.clamp(max=slots)
             hidden = torch.arange(slots, device=padding.device) >= lengths
         if self.gaussian:
-            offsets = slot_offsets(padding, slots, used)
-        return slots, Slots(hidden if hidden is not None and hidden.any() else None, offsets)
+            positions = slot_positions(padding, used)
+        return slots, Slots(hidden if hidden is not None and hidden.any() else None, positions)
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Expands to beams, and follows them. new_order: (rows',), indices into the rows of before.
