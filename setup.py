@@ -23,7 +23,15 @@ setup(
     ],
     extras_require={
         "fairseq": ['ve-fairseq==0.12.3; python_version >= "3.11"'],
-        "dev": ["mypy", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1"],
+        "dev": [
+            "mypy",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "setuptools>=70.1",
+            # whose interpreter runs the kernels on a CPU; a torch for CUDA brings its own
+            'triton; python_version >= "3.11" and sys_platform == "linux"',
+        ],
         "plot": ["matplotlib"],
     },
 )

@@ -34,6 +34,7 @@ from .functional import (
     whole_product,
 )
 from .inference import Linear
+from .ops import dispatch, fused
 
 Heads = Tuple[Tensor, Tensor]
 
@@ -78,6 +79,10 @@ class HeadProjection(Linear):
     def forward(self, x: Tensor) -> Tensor:
         return split_heads(super().forward(x), self.heads)
 
+    def joined(self, x: Tensor) -> Tensor:
+        """As `forward`, with the heads side by side: (B, n, out_dim)."""
+        return super().forward(x)
+
     def by_head(self) -> HeadWeights:
         """Weight (H, out_dim / H, in_dim) and bias (H, out_dim / H), scaled if a query's."""
         weight, bias = self.parameters_as_used()
@@ -103,6 +108,12 @@ class KeyValue(nn.Module):
             return both, both
         return self.key(context), self.value(context)
 
+    def joined(self, context: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+        """As `forward`, with the heads side by side, (B, m, out_dim) each; values are None when tied."""
+        return (
+            (self.both.joined(context), None) if self.tied else (self.key.joined(context), self.value.joined(context))
+        )
+
     def by_head(self) -> Tuple[HeadWeights, HeadWeights]:
         """Weight and bias of keys and of values, see `HeadProjection.by_head`."""
         if self.tied:
@@ -124,6 +135,10 @@ class KeyPlainValue(nn.Module):
         """(B, m, D) -> keys and values, (B, H, m, d) each."""
         return self.key(context), split_heads(context, self.key.heads)
 
+    def joined(self, context: Tensor) -> Tuple[Tensor, Tensor]:
+        """As `forward`, with the heads side by side, (B, m, D) each."""
+        return self.key.joined(context), context
+
     def by_head(self) -> Tuple[HeadWeights, None]:
         """Weight and bias of keys, see `HeadProjection.by_head`; values have none."""
         return self.key.by_head(), None
@@ -141,7 +156,7 @@ def _worth_moving(positions: int, slots: int, dim: int, heads: int, projections:
 
 
 class GaussianBias(nn.Module):
-    """-|gamma_h| (offset - s_h)^2: each head begins local, and learns how much so, and how far aside it looks.
+    """-|gamma_h| (x_j - c_i - s_h)^2: each head begins local, and learns how much so, and how far aside it looks.
 
     A Gaussian bias after Yang et al. 2018 (Modeling Localness for Self-Attention Networks) and Guo et
     al. 2019 (Gaussian Transformer), with the slots spread evenly over the sentence for centres; gamma
@@ -153,13 +168,15 @@ class GaussianBias(nn.Module):
         self.sharpness = nn.Parameter(torch.full((heads,), sharpness))
         self.shift = nn.Parameter(torch.zeros(heads))
 
-    def forward(self, offsets: Tensor) -> Tensor:
-        """`functional.slot_offsets` (B, l, m) -> (B, H, l, m)."""
+    def forward(self, positions: Tensor, slots: int) -> Tensor:
+        """x of `functional.slot_positions` (B, m), and l -> (B, H, l, m)."""
         # squares of slots far away are beyond half precision
         wide = accumulation_dtype(self.shift.dtype)
         gamma, shift = (u.to(wide).view(-1, 1, 1) for u in (self.sharpness.abs(), self.shift))
+        centres = torch.arange(slots, device=positions.device, dtype=positions.dtype).view(-1, 1) + 0.5
+        offsets = positions[:, None, None, :] - (centres + shift)
         # exp(-30) is nothing beside 1, and far less makes denormal numbers, in which a CPU is slow
-        return (-gamma * (offsets.unsqueeze(1) - shift) ** 2).clamp(min=-30).to(self.shift.dtype)
+        return (-gamma * offsets**2).clamp(min=-30).to(self.shift.dtype)
 
 
 class Pack(nn.Module):
@@ -191,20 +208,26 @@ class Pack(nn.Module):
         packed: Tensor,
         context: Tensor,
         padding: Optional[Tensor] = None,
-        offsets: Optional[Tensor] = None,
-    ) -> Heads:
+        positions: Optional[Tensor] = None,
+        need_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
         """Packs `context` with the queries of `packed`.
 
         Args:
             packed: P, (B, l, D).
             context: C, (B, m, D).
             padding: (B, m), True where the context is padding.
-            offsets: of `functional.slot_offsets`, (B, l, m), for a Gaussian bias.
+            positions: of `functional.slot_positions`, (B, m), for a Gaussian bias.
+            need_weights: whether somebody reads the weights.
 
         Returns:
-            Y_P (B, l, D) and the pack weights (B, H, l, m).
+            Y_P (B, l, D) and the pack weights (B, H, l, m), or None where a fused kernel ran, which makes none.
         """
-        bias = None if self.bias is None else self.bias(offsets)
+        if not need_weights:
+            y_p = self.fused(packed, context, padding, positions)
+            if y_p is not None:
+                return y_p, None
+        bias = None if self.bias is None else self.bias(positions, packed.size(1))
         query = self.query(packed)
         # plain values: one projection and one product can move, half of two and both (the other product stays)
         dim, heads, projections = self.query.in_features, self.query.heads, 1 if self.key_value.tied else 2
@@ -216,6 +239,17 @@ class Pack(nn.Module):
             key, value = self.key_value(context)
             out, weights = attention(query, key, value, padding, self.dropout, bias=bias)
         return merge_heads(out), weights
+
+    def fused(
+        self, packed: Tensor, context: Tensor, padding: Optional[Tensor], positions: Optional[Tensor]
+    ) -> Optional[Tensor]:
+        """Y_P of a fused kernel, as `forward`; None where the plain form is to run."""
+        heads, rate = self.query.heads, self.dropout.rate()
+        if not dispatch.fused("pack", context, self.query.out_features // heads, packed.size(1), rate):
+            return None
+        key, value = self.key_value.joined(context)
+        gamma, shift = (None, None) if self.bias is None else (self.bias.sharpness, self.bias.shift)
+        return fused.pack(self.query.joined(packed), key, value, heads, padding, positions, gamma, shift, rate)
 
 
 class Unpack(nn.Module):
@@ -234,21 +268,27 @@ class Unpack(nn.Module):
         key: Tensor,
         value: Tensor,
         hidden_slots: Optional[Tensor] = None,
-        offsets: Optional[Tensor] = None,
-    ) -> Heads:
+        positions: Optional[Tensor] = None,
+        need_weights: bool = False,
+    ) -> Tuple[Tensor, Optional[Tensor]]:
         """Reads the slots, given as keys and values.
 
         Args:
             x: X, (B, n, D).
             key: of Y_P, (B, H, l, d).
-            value: of Y_P, (B, H, l, d).
+            value: of Y_P, (B, H, l, d); the very same tensor as `key` when they are tied.
             hidden_slots: (B, l), True where a slot is not used.
-            offsets: of `functional.slot_offsets`, (B, l, n), for a Gaussian bias.
+            positions: of `functional.slot_positions`, (B, n), for a Gaussian bias.
+            need_weights: whether somebody reads the weights.
 
         Returns:
-            Y_X (B, n, D) and the unpack weights (B, H, n, l).
+            Y_X (B, n, D) and the unpack weights (B, H, n, l), or None where a fused kernel ran, which makes none.
         """
-        bias = None if self.bias is None else self.bias(offsets).transpose(-1, -2)
+        if not need_weights:
+            y_x = self.fused(x, key, value, hidden_slots, positions)
+            if y_x is not None:
+                return self.out(y_x), None
+        bias = None if self.bias is None else self.bias(positions, key.size(2)).transpose(-1, -2)
         dim, heads = self.query.in_features, self.query.heads
         if not self.query.is_prepared() and _worth_moving(x.size(1), key.size(2), dim, heads, projections=2):
             weight = self.out.weight_as_used().t().unflatten(0, (heads, -1))
@@ -265,6 +305,23 @@ class Unpack(nn.Module):
             )
         out, weights = attention(self.query(x), key, value, hidden_slots, self.dropout, UNPACK_DTYPE, bias)
         return self.out(merge_heads(out)), weights
+
+    def fused(
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        hidden_slots: Optional[Tensor],
+        positions: Optional[Tensor],
+    ) -> Optional[Tensor]:
+        """What `out` projects, (B, n, D), of a fused kernel, as `forward`; None where the plain form is to run."""
+        slots, dim = key.shape[2:]
+        rate = self.dropout.rate()
+        if not dispatch.fused("unpack", x, dim, slots, rate):
+            return None
+        gamma, shift = (None, None) if self.bias is None else (self.bias.sharpness, self.bias.shift)
+        value_or_none = None if value is key else value
+        return fused.unpack(self.query.joined(x), key, value_or_none, hidden_slots, positions, gamma, shift, rate)
 
 
 class LunaAttention(nn.Module):
@@ -292,17 +349,24 @@ class LunaAttention(nn.Module):
         packed: Tensor,
         padding: Optional[Tensor] = None,
         hidden_slots: Optional[Tensor] = None,
-        offsets: Optional[Tensor] = None,
+        positions: Optional[Tensor] = None,
     ) -> Heads:
-        """X (B, n, D), P (B, l, D), masks (B, n) and (B, l), offsets as in `Pack` -> Y_X (B, n, D), Y_P (B, l, D)."""
-        y_p, _ = self.pack(packed, x, padding, offsets)
-        y_x, _ = self.unpack(x, *self.key_value(y_p), hidden_slots, offsets)
+        """X (B, n, D), P (B, l, D), masks (B, n) and (B, l), positions as in `Pack` -> Y_X (B, n, D), Y_P (B, l, D)."""
+        y_p, _ = self.pack(packed, x, padding, positions)
+        y_x, _ = self.unpack(x, *self.key_value(y_p), hidden_slots, positions)
         return y_x, y_p
 
 
 def head_decays(heads: int, device: torch.device) -> Tensor:
     """lambda of each head, (H,): 1/2, 3/4, 7/8 ... so that the head h remembers about 2^h positions."""
     return 1 - torch.pow(0.5, torch.arange(1, heads + 1, dtype=torch.float64, device=device))
+
+
+@functools.lru_cache(maxsize=None)
+def _kept_decays(heads: int, device: torch.device) -> Tensor:
+    """`head_decays` in float32, made once."""
+    with torch.inference_mode(False):  # or they would be of no use in training
+        return head_decays(heads, device).float()
 
 
 class LunaCausalAttention(nn.Module):
@@ -319,7 +383,7 @@ class LunaCausalAttention(nn.Module):
         self.key_value = KeyValue(dim, dim, heads, tied)
         self.out = linear(dim, dim)
         self.dropout = Dropout(dropout, module_name="LunaCausalAttention")
-        self.activation = CAUSAL_ACTIVATIONS[activation]
+        self.activation_name, self.activation = activation, CAUSAL_ACTIVATIONS[activation]
         self.decaying = mean == "decaying"
 
     def forward(
@@ -343,6 +407,10 @@ class LunaCausalAttention(nn.Module):
         Returns:
             As x.
         """
+        if incremental_state is None and whole is None:
+            y = self.fused(x, pack_query, hidden_slots)
+            if y is not None:
+                return self.out(y)
         query, (key, value) = self.query(x), self.key_value(x)
         pack = self.dropout(self.activation(self.pack_logits(x, pack_query)))
         decay = head_decays(self.query.heads, x.device) if self.decaying else None
@@ -358,6 +426,18 @@ class LunaCausalAttention(nn.Module):
             )
             out = out.transpose(1, 2)
         return self.out(merge_heads(out))
+
+    def fused(self, x: Tensor, pack_query: Tensor, hidden_slots: Optional[Tensor]) -> Optional[Tensor]:
+        """What `out` projects, (B, n, D), of a fused kernel, as `forward`; None where the plain form is to run."""
+        heads, slots, dim = pack_query.shape[1:]
+        rate = self.dropout.rate()
+        if not dispatch.fused("causal attention", x, dim, slots, rate):
+            return None
+        decay = _kept_decays(heads, x.device) if self.decaying else None
+        query, (key, value), pack_key = self.query.joined(x), self.key_value.joined(x), self.pack_key.joined(x)
+        return fused.causal_attention(
+            query, key, value, pack_key, pack_query, hidden_slots, decay, self.activation_name, rate
+        )
 
     def pack_logits(self, x: Tensor, pack_query: Tensor) -> Tensor:
         """X P^T: (B, n, D), (B, H, l, d) -> (B, H, n, l)."""

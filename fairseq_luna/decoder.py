@@ -152,7 +152,14 @@ class LunaDecoder(FairseqIncrementalDecoder):
             sentences = len(encoder_out["encoder_padding_mask"][0])
             x = x.view(sentences, rows // max(1, sentences), dim)
         need_attn = incremental_state is not None if self.need_attn is None else self.need_attn
-        need_attn = need_attn or full_context_alignment or (alignment_layer, alignment_heads) != (None, None)
+        made = bool(encoder_out["cross_pack"]) or not encoder_out["cross_key"]
+        asked = full_context_alignment or (alignment_layer, alignment_heads) != (None, None)
+        if asked and not made:
+            raise ValueError(
+                "Attention was asked for in training, but a fused kernel made no pack weights: set "
+                "model.encoder.packs_in_training = True before, or FAIRSEQ_LUNA_FUSED=0."
+            )
+        need_attn = need_attn and made or asked
         alignment = self.alignment.instead(alignment_layer, alignment_heads)
         whole = prev_output_tokens.eq(self.padding_idx) if full_context_alignment else None
         source, states, attn = read_source(encoder_out), [x], None

@@ -18,6 +18,10 @@ class Dropout(FairseqDropout):
     to 1/65536 and the scale follows what it was rounded to, so that the expectation is exact.
     """
 
+    def rate(self) -> float:
+        """The probability, as training or not has it now."""
+        return self.p if self.training or self.apply_during_inference else 0.0
+
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         at_work = self.p > 0 and (self.training or self.apply_during_inference)
         dropped = round(self.p * STEPS)

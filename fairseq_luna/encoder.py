@@ -17,7 +17,7 @@ from torch import Tensor
 from .alignment import Alignment
 from .config import decoder_reads_packed, has_packed
 from .dropout import Dropout
-from .functional import slot_offsets
+from .functional import slot_positions
 from .layerdrop import at_work, draw_layers
 from .layers import LunaEncoderLayer, Slots, SourceMemoryLayer, SourceView, sharded
 from .ordinary import by_sentence
@@ -66,13 +66,16 @@ class SourceMemory(nn.Module):
         slots: Slots,
         drawn: Optional[List[int]] = None,
         aligned: Optional[int] = None,
+        in_training: bool = False,
     ) -> Tuple[List[SourceView], List[Tensor]]:
         """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots, the decoder's
         layers at work (None for all) -> a view for each of them, and the pack weights (B, H, l, m) of each,
-        or of the layer `aligned` only; none where the cross attention is full."""
+        or of the layer `aligned` only; none where the cross attention is full, nor in training by a fused kernel
+        unless `in_training`."""
         views, packs = [], []
         for i, layer in enumerate(at_work(self.layers, drawn)):
-            view, packed, weights = layer(packed, encoder_out, padding, slots)
+            need_weights = aligned in (None, i) and (in_training or not self.training)
+            view, packed, weights = layer(packed, encoder_out, padding, slots, need_weights)
             views.append(view)
             if weights is not None and aligned in (None, i):
                 packs.append(weights)
@@ -136,6 +139,8 @@ class LunaEncoder(FairseqEncoder):
         self.alignment = Alignment.of(cfg)
         # any layer's may be asked for, until `LunaTransformerModel.prepare_for_inference_` says that none will be
         self.keeps_all_packs = True
+        # whether the loss reads attention, so that fused kernels give way where weights are to be seen
+        self.packs_in_training = False
 
     def embed(self, src_tokens: Tensor) -> Tensor:
         """Tokens (B, n) -> X of the first layer, (B, n, D)."""
@@ -212,7 +217,8 @@ class LunaEncoder(FairseqEncoder):
             - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer at work; empty where
               its attention is an ordinary one, cross_value also when keys are values
             - cross_pack: pack weights (B, H, l', n), one per decoder layer at work; in generation those of the
-              layer that aligns, a mean over heads (B, 1, l', n); empty with a full cross attention
+              layer that aligns, a mean over heads (B, 1, l', n); empty with a full cross attention,
+              and in training by a fused kernel, unless `packs_in_training`
             - sentence: [(rows,)], which sentence each row of the decoder translates; see
               `reorder_encoder_out`
 
@@ -225,7 +231,7 @@ class LunaEncoder(FairseqEncoder):
         drawn = self.draw(self.decoder_layers, self.decoder_layerdrop)
         if self.memory is not None:
             kept = None if self.keeps_all_packs else self.alignment.layer
-            views, packs = self.memory(packed, x, padding, slots, drawn, kept)
+            views, packs = self.memory(packed, x, padding, slots, drawn, kept, self.packs_in_training)
         packs = packs if self.keeps_all_packs else self.aligned(packs)
         untied = [view.cross_value for view in views if view.cross_value is not view.cross_key]
         return {
@@ -260,7 +266,7 @@ class LunaEncoder(FairseqEncoder):
         """
         if self.packed_embedding is None:
             return 0, Slots(None, None)
-        slots, hidden, offsets = self.packed_embedding.size(0), None, None
+        slots, hidden, positions = self.packed_embedding.size(0), None, None
         lengths = (~padding).sum(dim=1, keepdim=True)
         used = torch.full_like(lengths, slots)
         if not self.fix_projection_length:
@@ -268,8 +274,8 @@ class LunaEncoder(FairseqEncoder):
             used = lengths.clamp(max=slots)
             hidden = torch.arange(slots, device=padding.device) >= lengths
         if self.gaussian:
-            offsets = slot_offsets(padding, slots, used)
-        return slots, Slots(hidden if hidden is not None and hidden.any() else None, offsets)
+            positions = slot_positions(padding, used)
+        return slots, Slots(hidden if hidden is not None and hidden.any() else None, positions)
 
     def aligned(self, packs: List[Tensor]) -> List[Tensor]:
         """What aligns, of every layer's pack weights, or of its own: (B, H, l, n) -> (B, 1, l, n)."""

@@ -426,28 +426,25 @@ class _LogSoftmax(torch.autograd.Function):
         return torch._log_softmax_backward_data(grad, log_probs, -1, log_probs.dtype)
 
 
-def slot_offsets(padding: Tensor, slots: int, used: Tensor) -> Tensor:
-    """How far each position lies behind each slot, were the slots spread evenly over the sentence.
+def slot_positions(padding: Tensor, used: Tensor) -> Tensor:
+    """Where each position lies, were the slots spread evenly over the sentence.
 
-        (j + 1/2 - c_i) / w,   w = n / l',   c_i = (i + 1/2) w
+        (j + 1/2) / w,   w = n / l'
 
-    for slot i and the j-th of the n tokens of a sentence that uses l' slots: the unit is the stretch
-    of a slot.
+    for the j-th of the n tokens of a sentence that uses l' slots: the unit is the stretch w of a slot, and slot i has
+    its centre at i + 1/2.
 
     Args:
-        padding: (B, m), True where the source is padded, on either side.
-        slots: l, of the result.
+        padding: (B, m), True where the source is padded, wherever it is.
         used: l' of each sentence, (B, 1).
 
     Returns:
-        (B, l, m), in float32.
+        (B, m), in float32.
     """
     tokens = (~padding).float()
     # at least 1, for a row of nothing but padding
-    stretch = (tokens.sum(dim=1, keepdim=True).clamp(min=1) / used.clamp(min=1)).unsqueeze(2)
-    positions = (tokens.cumsum(dim=1) - 0.5).unsqueeze(1)
-    centres = torch.arange(slots, device=padding.device).view(1, -1, 1) + 0.5
-    return positions / stretch - centres
+    stretch = tokens.sum(dim=1, keepdim=True).clamp(min=1) / used.clamp(min=1)
+    return (tokens.cumsum(dim=1) - 0.5) / stretch
 
 
 def identity(weights: Tensor) -> Tensor:

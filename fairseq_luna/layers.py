@@ -65,11 +65,11 @@ class Slots(NamedTuple):
 
     Attributes:
         hidden: (B, l), True where a sentence has no such slot; None where all have all.
-        offsets: of `functional.slot_offsets`, (B, l, m); None where nothing has a Gaussian bias.
+        positions: of `functional.slot_positions`, (B, m); None where nothing has a Gaussian bias.
     """
 
     hidden: Optional[Tensor]
-    offsets: Optional[Tensor]
+    positions: Optional[Tensor]
 
 
 class FeedForward(nn.Module):
@@ -131,7 +131,7 @@ class LunaEncoderLayer(Layer):
         attn, ffn = self.self_attn_residual, self.ffn_residual
         if self.luna:
             pack = self.packed_residual
-            y_x, y_p = self.self_attn(attn.enter(x), pack.enter(packed), padding, slots.hidden, slots.offsets)
+            y_x, y_p = self.self_attn(attn.enter(x), pack.enter(packed), padding, slots.hidden, slots.positions)
             packed = pack.leave(packed, y_p) if self.updates_packed else packed
         else:
             y_x = self.self_attn(attn.enter(x), padding)
@@ -181,16 +181,21 @@ class SourceMemoryLayer(Layer):
 
     @recomputed
     def forward(
-        self, packed: Tensor, encoder_out: Tensor, padding: Optional[Tensor], slots: Slots
+        self,
+        packed: Tensor,
+        encoder_out: Tensor,
+        padding: Optional[Tensor],
+        slots: Slots,
+        need_weights: bool = False,
     ) -> Tuple[SourceView, Tensor, Optional[Tensor]]:
         """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots -> the
-        layer's view of them, P' (in the last layer P) and the pack weights (B, H, l, m)."""
+        layer's view of them, P' (in the last layer P) and the pack weights (B, H, l, m), as `Pack` returns them."""
         query = key = value = weights = None
         # every step of a generation reads them, so their memory is put in order once
         if self.causal_query is not None:
             query = self.causal_query(packed).contiguous()
         if self.pack is not None:
-            y_p, weights = self.pack(self.residual.enter(packed), encoder_out, padding, slots.offsets)
+            y_p, weights = self.pack(self.residual.enter(packed), encoder_out, padding, slots.positions, need_weights)
             plain_key, plain_value = self.key_value(y_p)
             key = plain_key.contiguous()
             value = key if plain_value is plain_key else plain_value.contiguous()
@@ -257,7 +262,9 @@ class LunaDecoderLayer(Layer):
         x = attn.leave(x, y)
         y = cross.enter(x)
         if self.packed:
-            y, weights = self.cross_attn(y, view.cross_key, view.cross_value, source.hidden_slots)
+            y, weights = self.cross_attn(
+                y, view.cross_key, view.cross_value, source.hidden_slots, need_weights=need_weights
+            )
         else:
             y, weights = self.cross_attn(y, source.out, source.padding, incremental_state, need_weights)
         x = cross.leave(x, y)

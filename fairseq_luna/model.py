@@ -78,7 +78,7 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         model.inference_precision = cfg.inference_precision
         model.full_context_alignment = cfg.full_context_alignment
         if getattr(getattr(task, "cfg", None) or getattr(task, "args", None), "load_alignments", False):
-            model.decoder.need_attn = True  # the criterion reads it
+            model.decoder.need_attn = model.encoder.packs_in_training = True  # the criterion reads it
         model.layers_to_keep = {"encoder": cfg.encoder_layers_to_keep, "decoder": cfg.decoder_layers_to_keep}
         if cfg.quant_noise_pq > 0:
             for stack in (model.encoder.layers, model.encoder.memory, model.decoder.layers):

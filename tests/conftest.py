@@ -1,7 +1,12 @@
 """What test files share."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then run on the CPU, where asked for
 
 
 @pytest.fixture(scope="module")

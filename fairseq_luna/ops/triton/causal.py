@@ -1,0 +1,177 @@
+"""Luna's causal attention (arXiv 2106.01540, section 3.3) in one kernel forward and one or two backward.
+
+    a_j = dropout(w(c_j P^T))                                        A_pack, (n, l)
+    u_t = softmax_l(1/w_t q_t sum_{j <= t} lambda^(t-j) k_j^T a_j)   A_unpack, (n, l)
+    y_t = 1/w_t dropout(u_t) sum_{j <= t} lambda^(t-j) a_j^T v_j     w_t = sum_{i < t} lambda^i
+
+B batch, H heads, n positions, l slots, d channels of a head, C positions of a chunk, L = l rounded up. Short sequences
+are walked by one program a sentence and head, with the state on chip; long ones are cut into segments, whose sums are
+taken first, so that all segments run at once.
+
+    kernels      n <= 32   n of one segment   more
+    forward      1         1                  2
+    backward     1         2                  2, and the sum of dP
+"""
+
+import functools
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .causal_backward import front_kernel, one_chunk_backward_kernel, rear_kernel
+from .causal_forward import forward_kernel, sums_kernel
+from .launch import Launch, as_bytes, chunk_for, cut, dropped, padded, precision
+
+# The backward pass of one chunk reads past its memory with chunks of 64 (Triton 3.6, on an H200).
+LARGEST_ONLY_CHUNK = 32
+
+
+@functools.lru_cache(maxsize=4096)
+def plan(
+    batch: int, n: int, heads: int, dim: int, slots: int, dtype: torch.dtype, device: torch.device,
+    tied: bool, decaying: bool, activation: str, dropping: bool,
+) -> Launch:  # fmt: skip
+    """The launch for B, n, H, d, l; chosen by hand: a larger state leaves fewer registers for a chunk."""
+    size = dim * padded(slots)
+    if dtype == torch.float32:
+        largest = 32 if size <= 2048 else 16
+    else:
+        largest = 64 if size <= 2048 and n > 64 else 32
+    chunk = chunk_for(n, largest)
+    warps = 8 if size >= 8192 else 4 if chunk >= 32 else 2
+    options = {
+        "HEADS": heads,
+        "L": padded(slots),
+        "D": dim,
+        "C": chunk,
+        "TIED": tied,
+        "DECAYING": decaying,
+        "ACTIVATION": activation,
+        "DROPOUT": dropping,
+        "PRECISION": precision(dtype),
+        "num_warps": warps,
+        "num_stages": 2,  # with 1 the compiler of Triton 3.6 makes a rear kernel that reads past its memory
+    }
+    return Launch(chunk, *cut(batch * heads, n, chunk, device), padded(slots), options)
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, c, p, hidden, decay, launch, p_dropout, seed):
+        _, segments, per_segment, padded_slots, options = launch
+        batch, n, _ = q.shape
+        heads, slots, dim = p.shape[1:]
+        groups = batch * heads
+        numbers = (n, slots, seed, *dropped(p_dropout))
+        values = k if v is None else v
+        hidden_bytes, decays = as_bytes(hidden, p), p if decay is None else decay
+        key_sums = value_sums = None
+        if segments > 1:
+            key_sums = q.new_empty(groups, segments, dim * padded_slots, dtype=torch.float32)
+            value_sums = key_sums if v is None else torch.empty_like(key_sums)
+            sums_kernel[(groups, segments - 1)](
+                k, values, c, p, decays, key_sums, value_sums, *numbers, segments, per_segment, **options
+            )
+        out = torch.empty_like(q)
+        forward_kernel[(groups, segments)](
+            q, k, values, c, p, hidden_bytes, decays, p if key_sums is None else key_sums,
+            p if value_sums is None else value_sums, out, *numbers, segments, per_segment,
+            HIDDEN=hidden is not None, SEGMENTED=segments > 1, WALK=n > launch.chunk, **options,
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, c, p, hidden, decay, key_sums, value_sums)
+        ctx.launch, ctx.numbers = launch, numbers
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        q, k, v, c, p, hidden, decay, key_sums, value_sums = ctx.saved_tensors
+        chunk, segments, per_segment, padded_slots, options = ctx.launch
+        numbers, dy = ctx.numbers, dy.contiguous()
+        batch, n, _ = q.shape
+        heads, slots, dim = p.shape[1:]
+        groups = batch * heads
+        dq, dk, dc = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
+        values, dv = (k, dk) if v is None else (v, torch.empty_like(q))
+        hidden_bytes, decays = as_bytes(hidden, p), p if decay is None else decay
+        if n <= chunk and n <= LARGEST_ONLY_CHUNK:
+            dp = torch.empty_like(p)
+            one_chunk_backward_kernel[(groups,)](
+                q, k, values, c, p, hidden_bytes, decays, dy, dq, dk, dv, dc, dp, *numbers,
+                HIDDEN=hidden is not None, **options,
+            )  # fmt: skip
+            return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None
+        d_logits = q.new_empty(groups, n, padded_slots)
+        unpack = torch.empty_like(d_logits)
+        before, after = (p, p), (p, p)
+        dp = torch.empty_like(p)
+        if segments > 1:
+            key_after = torch.empty_like(key_sums)
+            before = (key_sums, value_sums)
+            after = (key_after, key_after if v is None else torch.empty_like(key_sums))
+            # a part for each segment, to be added up in float32
+            dp = p.new_empty(segments, batch, heads, slots, dim, dtype=torch.float32)
+        front_kernel[(groups, segments)](
+            q, k, values, c, p, hidden_bytes, decays, *before, dy, dq, d_logits, unpack, *after,
+            *numbers, segments, per_segment, HIDDEN=hidden is not None, SEGMENTED=segments > 1, **options,
+        )  # fmt: skip
+        rear_kernel[(groups, segments)](
+            q, k, values, c, p, decays, dy, d_logits, unpack, *after, dk, dv, dc, dp,
+            *numbers, segments, per_segment, SEGMENTED=segments > 1, **options,
+        )  # fmt: skip
+        dp = dp.sum(0).to(p.dtype) if segments > 1 else dp
+        return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None
+
+
+def causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Optional[Tensor],
+    pack_key: Tensor,
+    pack_query: Tensor,
+    hidden: Optional[Tensor] = None,
+    decay: Optional[Tensor] = None,
+    activation: str = "softplus",
+    dropout: float = 0.0,
+    seed: int = 0,
+    launch: Optional[Launch] = None,
+) -> Tensor:
+    """Luna's causal attention over whole sequences.
+
+    Sums are taken in float32, products in the dtype of the inputs, which is one for all.
+
+    Args:
+        query: q, scaled, (B, n, H d).
+        key: k, (B, n, H d).
+        value: v, (B, n, H d); None where the keys are the values (tied).
+        pack_key: c, (B, n, H d).
+        pack_query: P, scaled, (B, H, l, d).
+        hidden: (B, l), True where a slot is not used; of each row at least one is.
+        decay: lambda of each head, (H,), from 0.1 to 1; no gradients go there (default: 1, a flat mean).
+        activation: w, "softplus" (with base 2) or "elu" (plus 1).
+        dropout: probability, below 1, of A_pack and of A_unpack.
+        seed: of the dropout, from 0 to 2^31 - 1.
+        launch: for tests (default: of `plan`).
+
+    Returns:
+        (B, n, H d).
+    """
+    batch, n, _ = query.shape
+    heads, slots, dim = pack_query.shape[1:]
+    launch = launch or plan(
+        batch,
+        n,
+        heads,
+        dim,
+        slots,
+        query.dtype,
+        query.device,
+        value is None,
+        decay is not None,
+        activation,
+        dropout > 0,
+    )
+    query, key, pack_key, pack_query = (x.contiguous() for x in (query, key, pack_key, pack_query))
+    value = None if value is None else value.contiguous()
+    return _CausalAttention.apply(query, key, value, pack_key, pack_query, hidden, decay, launch, dropout, seed)

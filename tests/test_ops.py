@@ -1,0 +1,301 @@
+"""The fused operators: equal to the equations in float64, and a model with them to one without.
+
+On a CPU they run by Triton's interpreter at few shapes. On a GPU, `python -m pytest -m gpu tests/test_ops.py` checks
+what is compiled for it.
+"""
+
+import itertools
+
+import ops_reference as reference
+import pytest
+import torch
+from fairseq.sequence_generator import SequenceGenerator
+from tiny import FULL_CROSS, PAD, PLAIN_PACKS, PRE_NORM, UNTIED, build, sentences, sharpen, targets
+
+from fairseq_luna.functional import slot_positions
+from fairseq_luna.ops import dispatch
+
+pytest.importorskip("triton")
+from fairseq_luna.ops.triton.causal import causal_attention  # noqa: E402
+from fairseq_luna.ops.triton.launch import padded  # noqa: E402
+from fairseq_luna.ops.triton.pack import pack  # noqa: E402
+from fairseq_luna.ops.triton.unpack import unpack  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SEED = 1234567
+gpu = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")]
+# the interpreter cuts float32 to bfloat16, a GPU rounds
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 8e-2 if DEVICE == "cpu" else 2e-2}
+
+
+def on_device(shape, dtype=torch.float32, scale=1.0):
+    return (torch.randn(shape) * scale).to(DEVICE, dtype).requires_grad_()
+
+
+def by_head(x, heads):
+    """(B, n, H d) -> (B, H, n, d)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def joined(x):
+    """(B, H, n, d) -> (B, n, H d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def in_float64(*inputs):
+    return [None if x is None else x.detach().double().requires_grad_() for x in inputs]
+
+
+def assert_close(found, want, inputs, wide_inputs, tolerance):
+    """Values and all gradients, by the largest error beside the largest number of each."""
+    grad = torch.randn(found.shape).to(found)
+    found.backward(grad)
+    want.backward(grad.double())
+    pairs = [(found, want)] + [(x.grad, y.grad) for x, y in zip(inputs, wide_inputs) if x is not None]
+    for a, b in pairs:
+        assert a.isfinite().all()
+        assert (a.double() - b).abs().max() <= tolerance * b.abs().max().clamp(min=0.5)
+
+
+def check_causal(
+    n, slots, tied, decaying, dtype=torch.float32, batch=1, heads=2, dim=16, activation="softplus", p=0.25
+):
+    torch.manual_seed(n + slots)
+    width = heads * dim
+    query = on_device((batch, n, width), dtype, dim**-0.5)
+    key, pack_key = on_device((batch, n, width), dtype), on_device((batch, n, width), dtype)
+    value = None if tied else on_device((batch, n, width), dtype)
+    pack_query = on_device((batch, heads, slots, dim), dtype, dim**-0.5)
+    hidden = (torch.arange(slots) >= (slots + 1) // 2).expand(batch, -1).to(DEVICE)
+    decay = 1 - 0.5 ** torch.arange(1.0, heads + 1, device=DEVICE) if decaying else None
+    inputs = query, key, value, pack_key, pack_query
+    found = causal_attention(*inputs, hidden, decay, activation, p, SEED)
+    masks = reference.dropout_masks(SEED, p, batch, heads, n, slots, padded(slots), DEVICE) if p else None
+    wide = in_float64(*inputs)
+    split = [None if x is None else by_head(x, heads) for x in wide[:4]]
+    want = joined(reference.causal_attention(*split, wide[4], hidden, decay, activation, p, masks))
+    assert_close(found, want, inputs, wide, TOLERANCES[dtype])
+
+
+def check_pack_or_unpack(which, n, slots, tied, padding, biased, dtype=torch.float32, heads=2, dim=16, p=0.25):
+    torch.manual_seed(n + slots)
+    width, lengths = heads * dim, [n, max(1, n // 2)]
+    real = torch.zeros(2, n, dtype=torch.bool, device=DEVICE)
+    for row, length in zip(real, lengths):
+        start = {"right": 0, "left": n - length, "both": (n - length) // 2}[padding]
+        row[start : start + length] = True
+    used = torch.tensor([[slots], [max(1, slots - 1)]], device=DEVICE)
+    positions = slot_positions(~real, used) if biased else None
+    gamma, shift = (torch.tensor(x, device=DEVICE, requires_grad=True) for x in ([1.0, -0.3], [0.2, -1.0]))
+    biases = (gamma, shift) if biased else (None, None)
+    rows = on_device((2, slots if which == "pack" else n, width), dtype, dim**-0.5)
+    mask = reference.dropout_masks(SEED, p, 2, heads, n, slots, padded(slots), DEVICE)[0] if p else None
+    if which == "pack":
+        key = on_device((2, n, width), dtype)
+        value = None if tied else on_device((2, n, width), dtype)
+        inputs = rows, key, value, *biases
+        found = pack(*inputs[:3], heads, ~real, positions, *biases, p, SEED)
+        wide = in_float64(*inputs)
+        q, k, v = (None if x is None else by_head(x, heads) for x in wide[:3])
+        bias = reference.gaussian_bias(*wide[3:], slots, positions) if biased else None
+        want = reference.attention(q, k, v, ~real, bias, p, None if mask is None else mask.transpose(-1, -2))
+    else:
+        # both layouts that come: of heads in a decoder, of slots in an encoder
+        shape = (2, heads, slots, dim) if biased else (2, slots, heads, dim)
+        key = on_device(shape, dtype)
+        value = None if tied else on_device(shape, dtype)
+        hidden = torch.arange(slots, device=DEVICE) >= used
+        inputs = rows, key, value, *biases
+        order = (lambda x: x) if biased else (lambda x: None if x is None else x.transpose(1, 2))
+        found = unpack(rows, order(key), order(value), hidden, positions, *biases, p, SEED)
+        wide = in_float64(*inputs)
+        bias = reference.gaussian_bias(*wide[3:], slots, positions).transpose(-1, -2) if biased else None
+        want = reference.attention(by_head(wide[0], heads), order(wide[1]), order(wide[2]), hidden, bias, p, mask)
+    assert_close(found, joined(want), inputs, wide, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize(
+    ("n", "slots", "tied", "decaying"),
+    [
+        (1, 5, True, False),
+        (2, 1, False, True),
+        (31, 16, False, False),
+        (63, 5, True, True),
+        (64, 32, False, True),
+        (65, 5, True, False),
+    ],
+)
+def test_causal_attention(n, slots, tied, decaying):
+    check_causal(n, slots, tied, decaying)
+
+
+@pytest.mark.parametrize(("tied", "decaying"), [(True, False), (False, True)])
+def test_causal_attention_in_segments(tied, decaying):
+    check_causal(200, 5, tied, decaying, heads=1)
+
+
+def test_causal_attention_with_elu_and_without_dropout():
+    check_causal(20, 5, True, False, activation="elu", p=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_causal_attention_in_half_precision(dtype):
+    check_causal(40, 5, False, True, dtype)
+
+
+@pytest.mark.parametrize("which", ["pack", "unpack"])
+@pytest.mark.parametrize(
+    ("n", "slots", "tied", "padding", "biased"),
+    [
+        (1, 5, True, "left", True),
+        (63, 16, False, "right", True),
+        (64, 32, True, "both", False),
+        (130, 5, False, "left", True),
+        (65, 1, False, "left", False),
+    ],
+)
+def test_pack_and_unpack(which, n, slots, tied, padding, biased):
+    check_pack_or_unpack(which, n, slots, tied, padding, biased)
+
+
+@pytest.mark.parametrize("which", ["pack", "unpack"])
+def test_pack_and_unpack_in_half_precision(which):
+    check_pack_or_unpack(which, 40, 5, False, "left", True, torch.float16)
+
+
+def test_dropout_drops_as_much_as_it_says():
+    for mask in reference.dropout_masks(SEED, 0.3, 2, 4, 100, 16, 16):
+        assert abs(mask.float().mean() - 0.7) < 0.01
+
+
+# ---- the whole model
+
+# heads of 16 channels
+HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+MODELS = {
+    "paper's": {},
+    "untied-decaying": {**UNTIED, **PRE_NORM, "causal_mean": "decaying", "encoder_unpack_bias": "gaussian"},
+    "plain-packs": {**PLAIN_PACKS, "projection_length": 6},
+    "full-cross": FULL_CROSS,
+}
+
+
+def forms():
+    """In which the operators ran."""
+    return {dispatch.forms()[operator] for operator in ("causal attention", "pack", "unpack")}
+
+
+def model_of(name, dtype=torch.float32, **settings):
+    return build(**{**MODELS[name], **HEADS, **settings}, double=False).to(DEVICE, dtype)
+
+
+def gradients(model, kernels, source, prev):
+    """The loss, and all gradients by name."""
+    model.zero_grad()
+    torch.manual_seed(5)
+    with dispatch.using(kernels):
+        logits, _ = model(source, None, prev)
+        loss = logits.float().log_softmax(-1)[prev.ne(PAD)][:, 7].sum()
+        loss.backward()
+    assert forms() == {dispatch.FUSED if kernels else "told so"}
+    return loss.detach(), {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_training(model, tolerance, source, prev, other=None):
+    want_loss, want = gradients(other or model, other is not None, source, prev)
+    loss, found = gradients(model, True, source, prev)
+    torch.testing.assert_close(loss, want_loss, rtol=tolerance, atol=0)
+    assert found.keys() == want.keys()
+    largest = max(x.abs().max() for x in want.values())
+    for name in want:
+        assert (found[name] - want[name]).abs().max() <= tolerance * largest, name
+
+
+@pytest.fixture
+def batch():
+    return sentences([12, 5, 2]).to(DEVICE), targets([7, 9, 1]).to(DEVICE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_trains_as_without_kernels(name, batch):
+    assert_same_training(model_of(name).train(), 1e-5, *batch)
+
+
+def test_activation_checkpointing_draws_the_same_dropouts(batch):
+    settings = {"attention_dropout": 0.2, "encoder_layers": 1, "decoder_layers": 1}
+    plain, recomputed = (model_of("plain-packs", **settings, checkpoint_activations=on).train() for on in (False, True))
+    assert_same_training(recomputed, 1e-6, *batch, other=plain)
+
+
+def test_a_seed_says_what_is_dropped(batch):
+    model = model_of("plain-packs", attention_dropout=0.5, encoder_layers=1, decoder_layers=1).train()
+    first, _ = gradients(model, True, *batch)
+    again, _ = gradients(model, True, *batch)
+    assert torch.equal(first, again)
+    with dispatch.using(True):
+        logits, _ = model(batch[0], None, batch[1])  # goes on with another seed
+    assert not torch.equal(logits.float().log_softmax(-1)[batch[1].ne(PAD)][:, 7].sum(), first)
+
+
+def hypotheses(model, kernels, source):
+    generator = SequenceGenerator([model], model.decoder.dictionary, beam_size=3, max_len_b=12)
+    lengths = source.ne(PAD).sum(dim=1)
+    net_input = {"src_tokens": source, "src_lengths": lengths}
+    with dispatch.using(kernels):
+        found = generator.generate([model], {"id": torch.arange(len(source)), "net_input": net_input})
+    return [[h["tokens"].tolist() for h in beams] for beams in found], [beams[0]["alignment"] for beams in found]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["untied-decaying", "plain-packs"])
+def test_beam_search_finds_the_same(name):
+    model = sharpen(model_of(name).cpu().double()).float().to(DEVICE)
+    source = sentences([12, 5]).to(DEVICE)
+    (want, want_alignment), (found, alignment) = (hypotheses(model, kernels, source) for kernels in (False, True))
+    assert found == want
+    for a, b in zip(alignment, want_alignment):
+        torch.testing.assert_close(a, b)
+
+
+# ---- on a GPU
+
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCES, ids=["fp32", "fp16", "bf16"])
+EVERY = [pytest.param(*case, marks=gpu) for case in itertools.product((True, False), (True, False))]
+
+
+@DTYPES
+@pytest.mark.parametrize(("tied", "biased_or_decaying"), EVERY)
+@pytest.mark.parametrize("dim", [16, 64, 128])
+@pytest.mark.parametrize(("n", "slots", "batch"), [(1, 1, 2), (15, 16, 2), (30, 16, 64), (60, 5, 2), (64, 32, 3)])
+def test_short_sequences_on_a_gpu(n, slots, batch, dim, tied, biased_or_decaying, dtype):
+    check_causal(n, slots, tied, biased_or_decaying, dtype, batch, 2, dim, p=0.1)
+    for which in ("pack", "unpack"):
+        check_pack_or_unpack(which, n, slots, tied, "left", biased_or_decaying, dtype, 2, dim, p=0.1)
+
+
+@DTYPES
+@pytest.mark.parametrize(("tied", "biased_or_decaying"), EVERY)
+@pytest.mark.parametrize(
+    ("n", "slots", "heads", "dim"), [(65, 16, 8, 64), (500, 32, 8, 64), (1000, 16, 8, 64), (300, 128, 2, 128)]
+)
+def test_long_sequences_on_a_gpu(n, slots, heads, dim, tied, biased_or_decaying, dtype):
+    check_causal(n, slots, tied, biased_or_decaying, dtype, 2, heads, dim, p=0.1)
+    for which in ("pack", "unpack"):
+        check_pack_or_unpack(which, n, slots, tied, "both", biased_or_decaying, dtype, 2, dim, p=0.1)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=gpu) for name in MODELS])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.1)], ids=["fp16", "bf16"])
+def test_a_model_in_half_precision_on_a_gpu(name, dtype, tolerance, batch):
+    """By default, and as without kernels."""
+    model = model_of(name, dtype).train()
+    assert_same_training(model, tolerance, *batch)
+    model(batch[0], None, batch[1])
+    assert forms() == {dispatch.FUSED}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=gpu) for name in MODELS])
+def test_autocast_on_a_gpu(name, batch):
+    model = model_of(name).train()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert_same_training(model, 0.1, *batch)
