@@ -5,6 +5,7 @@ a defect was seen is said first; "fairseq main" is the development version of 20
 """
 
 import argparse
+import atexit
 import collections
 import functools
 import importlib.util
@@ -13,8 +14,10 @@ import logging
 import math
 import os
 import pickle
+import queue
 import re
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -32,6 +35,7 @@ def apply() -> None:
     copy_checkpoints_whole()
     retry_saves_from_the_start()
     keep_last_batch()
+    end_prefetching()
     resume_with_the_same_batches()
     end_the_curriculum()
     skip_the_remainder_alone()
@@ -238,6 +242,35 @@ def keep_last_batch() -> None:
     three = batch(np.arange(3), None, np.ones(3, np.int64), max_sentences=2, required_batch_size_multiple=2)
     if sum(map(len, three)) < 3:
         data_utils.batch_by_size = batch_by_size
+
+
+def end_prefetching() -> None:
+    """fairseq 0.12.2 and main: a command that stops within an epoch may abort as it ends, after all its work.
+
+    `BackgroundConsumer` (fairseq/data/iterators.py) is a daemon thread that goes on making batches while Python shuts
+    down. Where that catches it inside torch, the process ends by "terminate called without an active exception". Known
+    by the thread having no `stop`. At the exit it is told to end, and what it has made is thrown away.
+    """
+    from fairseq.data.iterators import BackgroundConsumer
+
+    if not hasattr(BackgroundConsumer, "stop"):
+        atexit.unregister(_end_consumers)
+        atexit.register(_end_consumers)
+
+
+def _end_consumers() -> None:
+    from fairseq.data.iterators import BackgroundConsumer
+
+    deadline = time.time() + 10  # seconds; where the batches come from may hang
+    for thread in threading.enumerate():
+        if isinstance(thread, BackgroundConsumer):
+            consumer: Any = thread
+            consumer._max_len = 0
+            while consumer.is_alive() and time.time() < deadline:
+                try:
+                    consumer._queue.get(timeout=0.1)
+                except queue.Empty:
+                    pass
 
 
 def resume_with_the_same_batches() -> None:

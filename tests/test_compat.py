@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pickle
+import queue
 import random
 import re
 import resource
@@ -623,3 +624,13 @@ def test_adaptive_loss_counts_every_word():
         )
     counted = torch.arange(20) != words.pad()
     torch.testing.assert_close(found[counted], -want.flatten()[counted])
+
+
+def test_prefetching_ends_with_the_command():
+    """A consumer that nobody reads has ended once the exit is through."""
+    consumer = iterators.BackgroundConsumer(queue.Queue(2), iter(range(10**9)), None, None)
+    consumer.daemon = True
+    consumer.start()
+    assert consumer.is_alive()
+    compat._end_consumers()
+    assert not consumer.is_alive()
