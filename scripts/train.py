@@ -369,8 +369,10 @@ def complete(settings: Dict[str, Any]) -> Dict[str, Any]:
         return settings
     model = OmegaConf.to_container(OmegaConf.load(str(path)))
     named = {f"model.{key}": value for key, value in model.items()}  # type: ignore[union-attr]
-    listed = {key: value for key, value in {**named, **settings}.items() if key not in ("model", "model.arch")}
-    return {**listed, "model._name": "luna_transformer"}
+    others = {key: value for key, value in settings.items() if not key.startswith("model.") and key != "model"}
+    # what the file does not list every Luna refuses: it is off
+    listed = {key: settings.get(key, value) for key, value in named.items() if key != "model.arch"}
+    return {**others, **listed, "model._name": "luna_transformer"}
 
 
 def text(path: Path) -> str:
