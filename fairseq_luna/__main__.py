@@ -61,7 +61,7 @@ def list_settings(arch: str) -> int:
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1
-    from .config import ARCHITECTURES
+    from .models.luna_transformer.architectures import ARCHITECTURES
     from .settings import text
 
     if arch not in ARCHITECTURES:

@@ -7,9 +7,10 @@ from typing import Any, Dict, List, NamedTuple, Type
 
 from fairseq.dataclass import FairseqDataclass
 
-from .apollo import FairseqApolloConfig
-from .config import ARCHITECTURES, CONFIGS, DESCRIPTIONS, GROUPS, LunaTransformerConfig, flag
-from .milestone import MilestoneConfig
+from .models.luna_transformer.architectures import ARCHITECTURES, CONFIGS, DESCRIPTIONS
+from .models.luna_transformer.config import GROUPS, LunaTransformerConfig, flag
+from .optim.apollo import FairseqApolloConfig
+from .optim.lr_scheduler.milestone import MilestoneConfig
 
 FORMS = (
     "These are flags of fairseq-train. In a YAML, --dropout is model.dropout; a switch that is on can be turned off "

@@ -279,12 +279,14 @@ def encoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
 
 def operator(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Step:
     """The causal product of the paper's section 3.3 alone, forward and backward."""
+    import importlib
+
     import torch
 
-    from fairseq_luna import functional
-    from fairseq_luna.attention import head_decays
+    from fairseq_luna.modules.causal_attention import head_decays
 
-    product = getattr(functional, f"{arm['form']}_causal_product")
+    form = importlib.import_module(f"fairseq_luna.ops.causal.{arm['form']}")
+    product = getattr(form, f"{arm['form']}_causal_product")
     width = sizes["dim"] // sizes["heads"]
     shape = (max(1, sizes["tokens"] // sizes["length"]), sizes["heads"], sizes["length"])
     x, y = (torch.randn(*shape, width, device=device, requires_grad=True) for _ in range(2))

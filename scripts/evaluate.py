@@ -254,7 +254,8 @@ def architecture(model: Any) -> str:
     Names alone do not tell: earlier versions called all models of a YAML in configs/model/ luna_transformer, and named
     a model of the base size as a YAML of the user's own did.
     """
-    from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig
+    from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
+    from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
 
     built_by = getattr(model, "arch", None) or model._name
     if not hasattr(model, "projection_length"):

@@ -381,7 +381,7 @@ class Quickstart:
         parser = argparse.ArgumentParser(allow_abbrev=False)
         self.model_class().add_args(parser)
         left_out = parser.parse_known_args(words(DIMENSIONS))[1]
-        from fairseq_luna.config import ARCHITECTURES
+        from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
 
         if ARCHITECTURES.get(self.args.arch, {}).get("encoder_embed_dim") == DIMENSIONS["--encoder-embed-dim"]:
             left_out += ["--encoder-ffn-embed-dim", "--decoder-ffn-embed-dim"]

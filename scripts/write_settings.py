@@ -33,7 +33,7 @@ def main() -> None:
 def files() -> Dict[Path, str]:
     """What each of the files is to hold."""
     import_plugin()
-    from fairseq_luna.config import ARCHITECTURES
+    from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
 
     yamls = {REPO / "configs" / "model" / f"{arch}.yaml": yaml(arch) for arch in ARCHITECTURES}
     return {**yamls, REPO / "docs" / "settings.md": page()}
@@ -41,7 +41,7 @@ def files() -> Dict[Path, str]:
 
 def yaml(arch: str) -> str:
     """All settings of an architecture as a group of hydra's."""
-    from fairseq_luna.config import CONFIGS, DESCRIPTIONS
+    from fairseq_luna.models.luna_transformer.architectures import CONFIGS, DESCRIPTIONS
     from fairseq_luna.settings import groups_of, settings_of
 
     own = next(setting for setting in settings_of(CONFIGS[arch]) if setting.name == "arch")
@@ -59,7 +59,8 @@ def scalar(value: Any) -> str:
 
 def page() -> str:
     """The settings and the architectures as a page of the documentation."""
-    from fairseq_luna.config import ARCHITECTURES, DESCRIPTIONS, LunaTransformerConfig, flag
+    from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, DESCRIPTIONS
+    from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig, flag
     from fairseq_luna.settings import FORMS, OTHERS, groups_of, settings_of, shown
 
     def listed(settings: List[Any]) -> str:

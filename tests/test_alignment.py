@@ -18,7 +18,7 @@ from fairseq_cli import generate, interactive, preprocess
 from fairseq_cli import train as fairseq_train
 from tiny import EOS
 
-from fairseq_luna.model import LunaTransformerModel
+from fairseq_luna.models.luna_transformer import LunaTransformerModel
 
 pytestmark = pytest.mark.stock
 

@@ -13,15 +13,25 @@ from fairseq_luna.ops import dispatch
 pytestmark = pytest.mark.stock
 
 
-def why(x, head_size=16, slots=5, dropout=0.0):
-    return dispatch.why_plain("pack", x, head_size, slots, dropout)
+def why(x, slots=5, dropout=0.0, operator="pack", **rest):
+    return dispatch.why_not_fused(operator, dispatch.Work(x, 2, slots, dropout, **rest))
 
 
 def test_a_cpu_goes_the_plain_way_and_says_so():
     assert why(torch.zeros(1, 2, 32)) == "the device is cpu"
     model = build()
     model(sentences([5]), None, targets([4]))
-    assert {dispatch.forms()[name] for name in ("pack", "unpack", "causal attention")} == {"the device is cpu"}
+    ran = {dispatch.forms()[name] for name in ("pack", "unpack", "causal attention")}
+    assert ran == {dispatch.Chosen("direct", "the device is cpu")}
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_projections_are_moved_as_told(moved):
+    model = build()
+    with dispatch.using(moved=moved):
+        model(sentences([5]), None, targets([4]))
+    ran = {dispatch.forms()[name].form for name in ("pack", "unpack", "pack logits")}
+    assert ran == {"moved" if moved else "direct"}
 
 
 def test_the_environment_turns_kernels_off(monkeypatch):
@@ -32,13 +42,14 @@ def test_the_environment_turns_kernels_off(monkeypatch):
 def test_what_no_kernel_takes():
     pytest.importorskip("triton")
     x = torch.zeros(1, 2, 32)
-    with dispatch.using(True):
+    with dispatch.using(fused=True):
         assert why(x) is None
         assert why(x.double()) == "the dtype is float64"
-        assert why(x, head_size=8) == "the head size is 8"
+        assert why(x[..., :16]) == "the head size is 8"
         assert why(x, slots=129) == "there are 129 slots"
+        assert why(x, unfusable="its weights are read") == "its weights are read"
         assert why(x[:0]) == why(x, dropout=1.0) == "nothing is left to compute"
-        with dispatch.using(False):
+        with dispatch.using(fused=False):
             assert why(x) == "told so"
         assert why(x) is None
 
@@ -49,8 +60,8 @@ def test_without_triton_all_runs_as_ever():
         "import sys; sys.modules['triton'] = None\n"
         "import torch\n"
         "from fairseq_luna.ops import dispatch\n"
-        "with dispatch.using(True):\n"
-        "    print(dispatch.why_plain('pack', torch.zeros(1, 2, 32), 16, 5))\n"
+        "with dispatch.using(fused=True):\n"
+        "    print(dispatch.why_not_fused('pack', dispatch.Work(torch.zeros(1, 2, 32), 2, 5)))\n"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
@@ -66,9 +77,9 @@ def test_a_kernel_that_does_not_compile_is_told_once():
     with pytest.warns(UserWarning, match="plain form of op A runs.*PassManager::run failed.*FAIRSEQ_LUNA_FUSED=0"):
         assert dispatch.attempt("op A", "kind", failing, x) is None
     assert dispatch.attempt("op A", "kind", failing, x) is None  # without a warning: here they are errors
-    assert "PassManager" in dispatch.forms()["op A"]
-    with dispatch.using(True):
-        assert dispatch.why_plain("op A", x, 16, 5) is not None
+    pytest.importorskip("triton")
+    with dispatch.using(fused=True):
+        assert "PassManager" in why(x, operator="op A")
 
 
 def test_a_kernel_of_another_kind_goes_on():

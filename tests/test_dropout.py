@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fairseq_luna import dropout
-from fairseq_luna.dropout import STEPS, Dropout
+from fairseq_luna.modules.dropout import Dropout
+from fairseq_luna.ops import dropout
+from fairseq_luna.ops.dropout import STEPS
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from commands import HANGS, fairseq
 from commands import run as run_command
 from omegaconf import OmegaConf
 
-from fairseq_luna.config import ARCHITECTURES, CONFIGS
+from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, CONFIGS
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "scripts"))

@@ -6,24 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fairseq_luna.functional import (
-    CAUSAL_ACTIVATIONS,
-    CausalState,
-    RunningMean,
-    attention,
-    causal_attention,
-    causal_attention_step,
-    chunk_causal_product,
-    empty_state,
-    identity,
-    log_softmax_,
-    logits_unprojected,
-    naive_causal_product,
-    pack_unprojected,
-    recurrent_causal_product,
-    unpack_unprojected,
-    whole_product,
-)
+from fairseq_luna.ops.attention import attention
+from fairseq_luna.ops.causal.attention import CAUSAL_ACTIVATIONS, CausalState, attend, attend_step
+from fairseq_luna.ops.causal.chunk import chunk_causal_product
+from fairseq_luna.ops.causal.naive import naive_causal_product, whole_product
+from fairseq_luna.ops.causal.recurrent import recurrent_causal_product
+from fairseq_luna.ops.causal.state import RunningMean, empty_mean, share_of_step, take
+from fairseq_luna.ops.dropout import NO_DROPOUT
+from fairseq_luna.ops.pack import pack_unprojected
+from fairseq_luna.ops.projection import logits_moved
+from fairseq_luna.ops.softmax import log_softmax_
+from fairseq_luna.ops.unpack import unpack_unprojected
 
 FORMS = {"chunk": chunk_causal_product, "recurrent": recurrent_causal_product}
 LENGTHS = [1, 2, 63, 64, 65, 100, 129]
@@ -153,7 +146,7 @@ def test_gradcheck_of_causal_attention(activation):
 
     def run(x, y, z, slots):
         pack = CAUSAL_ACTIVATIONS[activation](y @ slots.transpose(-1, -2))
-        return causal_attention(x, y, z, pack, hidden)
+        return attend(x, y, z, pack, hidden)
 
     assert torch.autograd.gradcheck(run, (x, y, z, slots))
 
@@ -241,7 +234,7 @@ class Thinning:
 def test_pack_unprojected_is_attention(n, thin, masked, biased):
     context, (key, value), query, hidden = moved(n)
     bias = torch.linspace(-3, 3, 2 * 3 * 5 * n, dtype=torch.float64).view(2, 3, 5, n) if biased else None
-    rest = (hidden if masked else None, Thinning() if thin else identity)
+    rest = (hidden if masked else None, Thinning() if thin else NO_DROPOUT)
     found = pack_unprojected(query, context, key, value, *rest, bias=bias)
     want = attention(query, project(context, key), project(context, value), *rest, bias=bias)
     agree(found, want, [context, query, *key, *value])
@@ -263,18 +256,18 @@ def test_unpack_unprojected_is_attention(n, thin, masked, biased):
     value, bias = moved(n, seed=1)[2], moved(12, seed=2)[0][0, 0]
     hidden = torch.arange(5) >= torch.tensor([[5], [2]]) if masked else None
     found = unpack_unprojected(
-        x, query, key, value, (out[0], bias), hidden, Thinning(transposed=True) if thin else identity, bias=added
+        x, query, key, value, (out[0], bias), hidden, Thinning(transposed=True) if thin else NO_DROPOUT, bias=added
     )
-    read, weights = attention(project(x, query), key, value, hidden, Thinning() if thin else identity, bias=added)
+    read, weights = attention(project(x, query), key, value, hidden, Thinning() if thin else NO_DROPOUT, bias=added)
     want = torch.einsum("bhnd,hdk->bnk", read, out[0]) + bias, weights
     agree(found, want, [x, key, value, *query, out[0], bias])
 
 
 @pytest.mark.stock
 @pytest.mark.parametrize("n", [1, 65])
-def test_logits_unprojected_are_logits(n):
+def test_moved_logits_are_logits(n):
     x, (projection, _), slots, _ = moved(n)
-    found = logits_unprojected(x, projection, slots)
+    found = logits_moved(x, projection, slots)
     want = project(x, projection) @ slots.transpose(-1, -2)
     agree([found], [want.transpose(1, 2).flatten(2)], [x, slots, *projection])
 
@@ -319,19 +312,18 @@ def test_gradient_of_log_softmax_in_place():
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_steps_of_causal_attention_equal_the_whole(tied):
     x, key, _ = inputs(70, d2=5)
-    value = key if tied else inputs(70, d2=5, seed=1)[2]
+    value = None if tied else inputs(70, d2=5, seed=1)[2]
     pack = torch.nn.functional.softplus(inputs(70, seed=2)[2])
     hidden = torch.tensor([[False] * 4, [False, False, True, True]])
-    out, unpack = causal_attention(x, key, value, pack, hidden)
+    out, unpack = attend(x, key, value, pack, hidden)
     state, steps = None, []
     for t in range(70):
-        q, k, v, a = (at(u, t) for u in (x, key, value, pack))
-        step = causal_attention_step(q, k, k if tied else v, a, state, hidden)
+        q, k, v, a = (None if u is None else at(u, t) for u in (x, key, value, pack))
+        step = attend_step(q, k, v, a, state, share_of_step(t + 1), hidden)
         steps.append(step[:2])
         state = step[2]
     close(torch.cat([s[0] for s in steps], dim=1).transpose(1, 2), out)
     close(torch.cat([s[1] for s in steps], dim=1).transpose(1, 2), unpack)
-    assert state.keys.steps == 70
     assert (state.values is None) == tied
 
 
@@ -341,9 +333,9 @@ def test_values_of_a_tied_state_are_the_keys_transposed():
     tied = untied = None
     for t in range(9):
         q, k, a = (at(u, t) for u in (x, key, pack))
-        *_, tied = causal_attention_step(q, k, k, a, tied)
-        *_, untied = causal_attention_step(q, k, k.clone(), a, untied)
-    close(tied.keys.mean.transpose(-1, -2), untied.values.mean, tolerance=0)
+        *_, tied = attend_step(q, k, None, a, tied, share_of_step(t + 1))
+        *_, untied = attend_step(q, k, k, a, untied, share_of_step(t + 1))
+    close(tied.keys.transpose(-1, -2), untied.values, tolerance=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -355,12 +347,11 @@ def test_half_precision_stays_exact_over_2000_steps(dtype):
     x, y, z = (u.double() for u in half)
     want, want_state = naive_causal_product(x, y, z, output_state=True)
 
-    state = empty_state(half[1], half[2])
+    mean = empty_mean(half[1], half[2])
     for t in range(n):
-        state = state.update(half[1][:, :, t : t + 1], half[2][:, :, t : t + 1])
-    assert state.mean.dtype == torch.float32
-    assert state.steps == n
-    close(state.mean.double(), want_state.mean, tolerance=1e-5)
+        mean = take(mean, half[1][:, :, t : t + 1], half[2][:, :, t : t + 1], share_of_step(t + 1), in_place=True)
+    assert mean.dtype == torch.float32
+    close(mean.double(), want_state.mean, tolerance=1e-5)
 
     for form in FORMS.values():
         out, _ = form(*half)
@@ -385,10 +376,10 @@ def test_autocast_does_not_lower_steps_and_gradients(decay):
 
     def run():
         pack = z * z
-        whole, _ = causal_attention(x, y, value, pack, decay=decay)
+        whole, _ = attend(x, y, value, pack, decay=decay)
         state, steps = None, []
         for t in range(70):
-            out, _, state = causal_attention_step(*(at(u, t) for u in (x, y, value, pack)), state, decay=decay)
+            out, _, state = attend_step(*(at(u, t) for u in (x, y, value, pack)), state, share_of_step(t + 1, decay))
             steps.append(out)
         return whole, torch.cat(steps, dim=1).transpose(1, 2)
 
@@ -417,12 +408,12 @@ def test_large_logits_are_not_rounded_before_their_softmax(dtype):
     pack = inputs(50, dtype, d2=4, seed=2)[2].exp()
     query = x * 40
     wide = [u.double() for u in (query, key, key, pack)]
-    want, unpack_want = causal_attention(*wide)
-    out, unpack = causal_attention(query, key, key, pack)
+    want, unpack_want = attend(wide[0], wide[1], None, wide[3])
+    out, unpack = attend(query, key, None, pack)
     state = None
     for t in range(50):
         q, k, a = (at(u, t) for u in (query, key, pack))
-        _, step, state = causal_attention_step(q, k, k, a, state)
+        _, step, state = attend_step(q, k, None, a, state, share_of_step(t + 1))
         close(step[:, 0].double(), unpack_want[:, :, t], tolerance=0.01)
     close(unpack.double(), unpack_want, tolerance=0.01)
     close(out.double(), want, tolerance=0.05)
@@ -465,10 +456,9 @@ def test_causal_activations_are_positive_and_one_at_zero(activation):
 def test_reorder_of_a_state():
     _, y, z = inputs(3, batch=3)
     _, state = recurrent_causal_product(y, y, z, output_state=True)
-    moved = CausalState(state, None).reorder(torch.tensor([2, 0, 0, 1]))
+    moved = CausalState(state.mean, None).reorder(torch.tensor([2, 0, 0, 1]))
     assert moved.values is None
-    assert moved.keys.steps == 3
-    close(moved.keys.mean, state.mean[[2, 0, 0, 1]], tolerance=0)
+    close(moved.keys, state.mean[[2, 0, 0, 1]], tolerance=0)
 
 
 def test_chunk_size_below_one_is_refused():

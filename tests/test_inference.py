@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import build, sentences, sharpen, targets
 
-from fairseq_luna import inference
-from fairseq_luna.config import FULL_CROSS, PLAIN_PACKS
-from fairseq_luna.inference import PRODUCTS, Linear, prepare_products
+from fairseq_luna.models.luna_transformer.architectures import FULL_CROSS, PLAIN_PACKS
+from fairseq_luna.modules.linear import Linear, prepare_products
+from fairseq_luna.ops.linear import PRODUCTS
 
 
 def generation(**asked):
@@ -53,7 +53,7 @@ def test_products_of_each_precision(precision, shape, bias):
 
 @pytest.mark.parametrize("precision", PRODUCTS)
 def test_products_without_onednn(precision, monkeypatch):
-    monkeypatch.setattr(inference.torch.ops, "mkldnn", Namespace(), raising=False)
+    monkeypatch.setattr(torch.ops, "mkldnn", Namespace(), raising=False)
     torch.manual_seed(0)
     layer, x = Linear(7, 13), torch.randn(3, 7)
     with torch.no_grad():

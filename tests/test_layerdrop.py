@@ -7,7 +7,7 @@ import torch
 from fairseq.distributed.legacy_distributed_data_parallel import LegacyDistributedDataParallel
 from tiny import PRE_NORM, VARIANTS, build, sentences, targets
 
-from fairseq_luna.layerdrop import draw_layers
+from fairseq_luna.modules.layer import draw_layers
 
 variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 LAYERS = {"encoder_layers": 3, "decoder_layers": 3}

@@ -12,11 +12,13 @@ from fairseq.modules import FairseqDropout
 from omegaconf import OmegaConf
 from tiny import DIMS, EOS, ORDINARY, PAD, PRE_NORM, VARIANTS, build, dictionary, sentences, sharpen, targets, task
 
-from fairseq_luna.attention import GaussianBias, head_decays
-from fairseq_luna.checks import checked
-from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig
-from fairseq_luna.functional import slot_positions
-from fairseq_luna.model import LunaTransformerModel
+from fairseq_luna.models.luna_transformer import LunaTransformerModel
+from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
+from fairseq_luna.models.luna_transformer.checks import checked
+from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
+from fairseq_luna.modules.causal_attention import head_decays
+from fairseq_luna.modules.locality import Locality
+from fairseq_luna.ops.slots import slot_positions
 
 variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 
@@ -244,7 +246,7 @@ def test_what_new_parts_begin_with():
         assert [bias.sharpness.tolist() for bias in biases] == [[1.0] * 4, [0.5] * 4, [cross] * 4]
         assert not any(bias.shift.any() for bias in biases)
     far = torch.tensor([[0.5, 1.5, -1.5, 3.5]])  # from the centre of the first slot 0, 1, -2, 3
-    assert GaussianBias(2, 4.0)(far, 1).tolist() == [[[[0.0, -4.0, -16.0, -30.0]]] * 2]
+    assert Locality(2, 4.0)(far).logits(1).tolist() == [[[[0.0, -4.0, -16.0, -30.0]]] * 2]
 
 
 def test_a_checkpoint_of_fixed_centres_loads():
@@ -307,11 +309,11 @@ def test_a_gaussian_bias_of_many_slots_has_gradients_in_half_precision():
     model.encoder(sentences([400]))["packed_out"][0].float().sum().backward()
     assert model.encoder.layers[0].self_attn.pack.bias.sharpness.grad.isfinite().all()
     positions = slot_positions(torch.zeros(1, 400, dtype=torch.bool), torch.tensor([[300]]))
-    bias = GaussianBias(2, 1.0).half()
+    bias = Locality(2, 1.0).half()
     with torch.no_grad():
         bias.shift.copy_(torch.tensor([300.0, -200.0]))
         bias.sharpness.copy_(torch.tensor([-0.01, 1e-3]))  # a negative one would push away without bound
-    found = bias(positions, 300)
+    found = bias(positions).logits(300)
     found.float().mean().backward()
     assert found.dtype == torch.half and found.min() == -30 and found.max() <= 0
     assert bias.shift.grad.isfinite().all() and bias.sharpness.grad.isfinite().all()

@@ -12,8 +12,8 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from tiny import FULL_CROSS, PAD, PLAIN_PACKS, PRE_NORM, UNTIED, build, sentences, sharpen, targets
 
-from fairseq_luna.functional import slot_positions
 from fairseq_luna.ops import dispatch
+from fairseq_luna.ops.slots import slot_positions
 
 pytest.importorskip("triton")
 from fairseq_luna.ops.triton.causal import causal_attention  # noqa: E402
@@ -183,8 +183,9 @@ MODELS = {
 
 
 def forms():
-    """In which the operators ran."""
-    return {dispatch.forms()[operator] for operator in ("causal attention", "pack", "unpack")}
+    """In which the operators ran, or why not in a kernel."""
+    ran = [dispatch.forms()[operator] for operator in ("causal attention", "pack", "unpack")]
+    return {chosen.unfused or chosen.form for chosen in ran}
 
 
 def model_of(name, dtype=torch.float32, **settings):
@@ -195,11 +196,11 @@ def gradients(model, kernels, source, prev):
     """The loss, and all gradients by name."""
     model.zero_grad()
     torch.manual_seed(5)
-    with dispatch.using(kernels):
+    with dispatch.using(fused=kernels):
         logits, _ = model(source, None, prev)
         loss = logits.float().log_softmax(-1)[prev.ne(PAD)][:, 7].sum()
         loss.backward()
-    assert forms() == {dispatch.FUSED if kernels else "told so"}
+    assert forms() == {"fused" if kernels else "told so"}
     return loss.detach(), {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -234,7 +235,7 @@ def test_a_seed_says_what_is_dropped(batch):
     first, _ = gradients(model, True, *batch)
     again, _ = gradients(model, True, *batch)
     assert torch.equal(first, again)
-    with dispatch.using(True):
+    with dispatch.using(fused=True):
         logits, _ = model(batch[0], None, batch[1])  # goes on with another seed
     assert not torch.equal(logits.float().log_softmax(-1)[batch[1].ne(PAD)][:, 7].sum(), first)
 
@@ -243,7 +244,7 @@ def hypotheses(model, kernels, source):
     generator = SequenceGenerator([model], model.decoder.dictionary, beam_size=3, max_len_b=12)
     lengths = source.ne(PAD).sum(dim=1)
     net_input = {"src_tokens": source, "src_lengths": lengths}
-    with dispatch.using(kernels):
+    with dispatch.using(fused=kernels):
         found = generator.generate([model], {"id": torch.arange(len(source)), "net_input": net_input})
     return [[h["tokens"].tolist() for h in beams] for beams in found], [beams[0]["alignment"] for beams in found]
 
@@ -293,7 +294,7 @@ def test_a_model_in_half_precision_on_a_gpu(name, dtype, tolerance, batch):
     model = model_of(name, dtype).train()
     assert_same_training(model, tolerance, *batch)
     model(batch[0], None, batch[1])
-    assert forms() == {dispatch.FUSED}
+    assert forms() == {"fused"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=gpu) for name in MODELS])

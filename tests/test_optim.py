@@ -17,7 +17,7 @@ from fairseq.optim.lr_scheduler import build_lr_scheduler
 from omegaconf import OmegaConf
 from tiny import PAD, build, sentences, targets
 
-from fairseq_luna.apollo import Apollo
+from fairseq_luna.optim.apollo import Apollo
 
 with np.load(Path(__file__).parent / "data" / "optim" / "apollo_steps.npz") as data:
     ARRAYS = {name: torch.from_numpy(data[name]) for name in data.files if not name.endswith("/settings")}

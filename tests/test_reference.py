@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from tiny import PAD, dictionary, task
 
-from fairseq_luna.config import ARCHITECTURES, LunaTransformerConfig
-from fairseq_luna.model import LunaTransformerModel
+from fairseq_luna.models.luna_transformer import LunaTransformerModel
+from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
+from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
 
 CASES = sorted(p.stem for p in (Path(__file__).parent / "data").glob("*.npz"))
 pytestmark = pytest.mark.stock

@@ -14,9 +14,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from tiny import dictionary
 
-from fairseq_luna.checks import checked
-from fairseq_luna.config import ARCHITECTURES, CONFIGS, flag
-from fairseq_luna.model import LunaTransformerModel
+from fairseq_luna.models.luna_transformer import LunaTransformerModel
+from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, CONFIGS
+from fairseq_luna.models.luna_transformer.checks import checked
+from fairseq_luna.models.luna_transformer.config import flag
 
 try:
     from hydra import compose, initialize_config_dir

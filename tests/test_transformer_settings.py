@@ -13,9 +13,9 @@ from fairseq.modules import layer_norm
 from omegaconf import OmegaConf
 from tiny import DIMS, PRE_NORM, build, dictionary, task
 
-from fairseq_luna.config import LunaTransformerConfig, flag
-from fairseq_luna.model import LunaTransformerModel
-from fairseq_luna.refused import RefusedSettings
+from fairseq_luna.models.luna_transformer import LunaTransformerModel
+from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig, flag
+from fairseq_luna.models.luna_transformer.refused import RefusedSettings
 
 pytestmark = [pytest.mark.stock, pytest.mark.filterwarnings("ignore")]
 REFUSED = {

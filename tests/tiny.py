@@ -7,8 +7,9 @@ from typing import Any, Dict, List
 import torch
 from fairseq.data import Dictionary
 
-from fairseq_luna.config import CROSS_ATTENTIONS, FULL_CROSS, PLAIN_PACKS, SELF_ATTENTIONS, LunaTransformerConfig
-from fairseq_luna.model import LunaTransformerModel
+from fairseq_luna.models.luna_transformer import LunaTransformerModel
+from fairseq_luna.models.luna_transformer.architectures import FULL_CROSS, PLAIN_PACKS
+from fairseq_luna.models.luna_transformer.config import CROSS_ATTENTIONS, SELF_ATTENTIONS, LunaTransformerConfig
 
 PAD, EOS = 1, 2
 DIMS = {

@@ -1,8 +1,11 @@
-"""The one place that decides whether an operator runs as a fused kernel or in its plain form.
+"""The one place that decides which form of an operator runs.
 
-A kernel runs on a CUDA device that has Triton, for the dtypes, head sizes and numbers of slots that it takes; all else
-goes the plain way, which is right everywhere. FAIRSEQ_LUNA_FUSED=0 in the environment turns all kernels off; `using`
-tells otherwise for a while, `forms` says what ran, and why.
+    fused    one kernel, on a CUDA device that has Triton, for the dtypes, head sizes and numbers of slots that it takes
+    moved    products in another order, where slots are few beside positions
+    direct   the equation, which is right everywhere
+
+FAIRSEQ_LUNA_FUSED=0 in the environment turns all kernels off. `using` tells otherwise for a while, `forms` says what
+ran, and why.
 """
 
 import functools
@@ -11,7 +14,7 @@ import os
 import warnings
 from collections import defaultdict
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Hashable, Iterator, Optional, Set
+from typing import Any, Callable, Dict, Hashable, Iterator, NamedTuple, Optional, Set
 
 import torch
 from torch import Tensor
@@ -20,77 +23,136 @@ SWITCH = "FAIRSEQ_LUNA_FUSED"
 HEAD_SIZES = (16, 32, 64, 128)
 MAX_SLOTS = 32  # the kernels take up to 128, which have not been checked on a GPU
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-FUSED = "fused"
 
 # Of the device, not of the compiler: the plain form would meet them too, or the device is lost.
 _OF_THE_DEVICE = ("out of memory", "illegal memory access", "device-side assert", "unspecified launch failure")
 
-_forced: Optional[bool] = None
-_forms: Dict[str, str] = {}
+_fused: Optional[bool] = None  # as `using` has it
+_moved: Optional[bool] = None
+_forms: Dict[str, "Chosen"] = {}
 _compiled: Dict[str, Set[Hashable]] = defaultdict(set)
 _failed: Dict[Hashable, str] = {}  # by operator where none of its kernels has compiled, else by kernel
-_told: Set[str] = set()
+_told: Dict[str, str] = {}  # of which operators a warning has spoken
 
 
-def fused(operator: str, x: Tensor, head_size: int, slots: int, dropout: float = 0.0) -> bool:
-    """Whether an operator is to run as a kernel here and now.
+class Work(NamedTuple):
+    """What an operator has before it.
 
-    Args:
-        operator: its name, for `forms`: "causal attention", "pack" or "unpack".
+    Attributes:
         x: what it reads, (B, n, D), of the dtype and on the device of all that it reads.
-        head_size: d.
+        heads: H.
         slots: l.
         dropout: probability.
+        movable: how many projections, each D x D, could move from the positions to the slots; 0 where none can.
+        unfusable: what stands against a kernel besides, in words.
+        width: H d (default: D).
     """
-    reason = why_plain(operator, x, head_size, slots, dropout)
-    _forms[operator] = reason or FUSED
-    return reason is None
+
+    x: Tensor
+    heads: int
+    slots: int
+    dropout: float = 0.0
+    movable: int = 0
+    unfusable: Optional[str] = None
+    width: Optional[int] = None
+
+    @property
+    def head_size(self) -> int:
+        """d."""
+        return (self.width or self.x.size(-1)) // self.heads
 
 
-def why_plain(operator: str, x: Tensor, head_size: int, slots: int, dropout: float = 0.0) -> Optional[str]:
-    """What stands against the kernel, in words; None where nothing does. Arguments as in `fused`."""
-    if _forced is None:
+class Chosen(NamedTuple):
+    """The form that ran last, and why it was not a kernel."""
+
+    form: str
+    unfused: Optional[str]
+
+
+def run(operator: str, work: Work, forms: Dict[str, Callable[..., Any]], *args: Any) -> Any:
+    """The operator on these arguments, in the form that suits.
+
+    Args:
+        operator: its name, for `forms`: "pack", "unpack", "causal attention" or "pack logits".
+        work: what it has before it.
+        forms: by name; "fused" gives None where its kernel does not compile.
+        args: of the form, all the same.
+    """
+    reason = why_not_fused(operator, work)
+    if reason is None:
+        _forms[operator] = Chosen("fused", None)
+        result = forms["fused"](*args)
+        if result is not None:
+            return result
+        reason = _told[operator]
+    form = "moved" if is_moved(work) else "direct"
+    _forms[operator] = Chosen(form, reason)
+    return forms[form](*args)
+
+
+def is_moved(work: Work) -> bool:
+    """Whether projections are better moved from the positions to the slots.
+
+    It takes 2 l D^2 + 2 H l n D multiply-adds in place of n D^2 for each projection and 2 l n D,
+    in smaller pieces; and the moved slots are of H l x D numbers, which X should not be smaller than.
+    """
+    if not work.movable or _moved is not None:
+        return bool(work.movable and _moved)
+    positions, dim = work.x.shape[1:]
+    moved = 2 * work.slots * dim**2 + 2 * work.heads * work.slots * positions * dim
+    direct = work.movable * positions * dim**2 + 2 * work.slots * positions * dim
+    return positions >= work.heads * work.slots and moved < 0.8 * direct
+
+
+def why_not_fused(operator: str, work: Work) -> Optional[str]:
+    """What stands against the kernel, in words; None where nothing does. Arguments as in `run`."""
+    if _fused is None:
         if os.environ.get(SWITCH) == "0":
             return f"{SWITCH}=0"
-    elif not _forced:
+    elif not _fused:
         return "told so"
+    x = work.x
     device = x.device
     if device.type == "cuda":
         if device.index != torch.cuda.current_device():
             return f"{device} is not the current device"
-    elif device.type != "cpu" or not _forced or not _interpreted():
+    elif device.type != "cpu" or not _fused or not _interpreted():
         return f"the device is {device.type}"
     missing = _missing()
     if missing is not None:
         return missing
     if x.dtype not in DTYPES:
         return f"the dtype is {str(x.dtype)[6:]}"
-    if head_size not in HEAD_SIZES:
-        return f"the head size is {head_size}"
-    if not 1 <= slots <= MAX_SLOTS:
-        return f"there are {slots} slots"
-    if dropout >= 1 or x.numel() == 0:
+    if work.head_size not in HEAD_SIZES:
+        return f"the head size is {work.head_size}"
+    if not 1 <= work.slots <= MAX_SLOTS:
+        return f"there are {work.slots} slots"
+    if work.dropout >= 1 or x.numel() == 0:
         return "nothing is left to compute"
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return "the model is exported"
-    return _failed.get(operator)
+    return work.unfusable or _failed.get(operator)
 
 
-def forms() -> Dict[str, str]:
-    """How each operator ran last: "fused", or why in its plain form."""
+def forms() -> Dict[str, Chosen]:
+    """How each operator ran last."""
     return dict(_forms)
 
 
 @contextmanager
-def using(kernels: bool) -> Iterator[None]:
-    """Kernels wherever they can run, the environment notwithstanding, or none; on a CPU by Triton's interpreter, where
-    TRITON_INTERPRET=1 was set before Triton was imported."""
-    global _forced
-    before, _forced = _forced, kernels
+def using(fused: Optional[bool] = None, moved: Optional[bool] = None) -> Iterator[None]:
+    """Forms as told, wherever they can run: kernels or none, whatever the environment says; projections moved or not.
+
+    On a CPU kernels run by Triton's interpreter, where TRITON_INTERPRET=1 was set before Triton was imported. None
+    leaves the choice as it is.
+    """
+    global _fused, _moved
+    before = _fused, _moved
+    _fused, _moved = (now if told is None else told for told, now in zip((fused, moved), before))
     try:
         yield
     finally:
-        _forced = before
+        _fused, _moved = before
 
 
 def attempt(operator: str, key: Hashable, call: Callable[..., Tensor], *inputs: Optional[Tensor]) -> Optional[Tensor]:
@@ -100,14 +162,13 @@ def attempt(operator: str, key: Hashable, call: Callable[..., Tensor], *inputs: 
     forward and backward on copies before its result is trusted.
 
     Args:
-        operator: as in `fused`.
+        operator: as in `run`.
         key: what the kernels are compiled for.
         call: the operator; of equal inputs it makes equal results.
         inputs: of which floating point ones have gradients.
     """
     key = (operator, key, torch.is_grad_enabled())
     if key in _failed:
-        _forms[operator] = _failed[key]
         return None
     if key not in _compiled[operator]:
         try:
@@ -128,9 +189,9 @@ def _give_up(operator: str, key: Hashable, error: Exception) -> None:
             f"The plain form of {operator} runs, more slowly: {reason}. {SWITCH}=0 turns all kernels off.",
             stacklevel=3,
         )
-        _told.add(operator)
+        _told[operator] = reason
     # what has run as a kernel must be one still when activation checkpointing runs it again
-    _failed[key if _compiled[operator] else operator] = _forms[operator] = reason
+    _failed[key if _compiled[operator] else operator] = reason
 
 
 def seed(dropout: float) -> int:

@@ -1,13 +1,16 @@
-"""The fused operators, for who has asked `dispatch.fused`: None comes back where a kernel does not compile.
+"""The fused operators between their projections: None comes back where a kernel does not compile.
 
 Shapes and arguments are those of the operators in `triton/`; dropout draws its seed from torch's generator.
 """
 
+import functools
 from typing import Optional
 
+import torch
 from torch import Tensor
 
 from . import dispatch
+from .slots import GaussianBias
 
 
 def causal_attention(
@@ -30,7 +33,7 @@ def causal_attention(
     launch = causal.plan(
         batch, n, heads, dim, slots, query.dtype, query.device, tied, decaying, activation, dropout > 0
     )  # fmt: skip
-    seed = dispatch.seed(dropout)
+    seed, decay = dispatch.seed(dropout), None if decay is None else _in_float32(decay)
 
     def call(q, k, v, c, p):
         return causal.causal_attention(q, k, v, c, p, hidden, decay, activation, dropout, seed, launch)
@@ -46,16 +49,14 @@ def pack(
     value: Optional[Tensor],
     heads: int,
     padding: Optional[Tensor],
-    positions: Optional[Tensor],
-    sharpness: Optional[Tensor],
-    shift: Optional[Tensor],
+    bias: Optional[GaussianBias],
     dropout: float,
 ) -> Optional[Tensor]:
     """As `triton.pack.pack`."""
     from .triton import pack as kernels
 
     batch, n, width = key.shape
-    positions = None if sharpness is None else positions
+    positions, sharpness, shift = bias or (None, None, None)
     launch = kernels.plan_rows(
         batch, n, heads, width // heads, query.size(1), key.dtype, key.device, positions is not None, dropout > 0
     )
@@ -74,16 +75,14 @@ def unpack(
     key: Tensor,
     value: Optional[Tensor],
     hidden: Optional[Tensor],
-    positions: Optional[Tensor],
-    sharpness: Optional[Tensor],
-    shift: Optional[Tensor],
+    bias: Optional[GaussianBias],
     dropout: float,
 ) -> Optional[Tensor]:
     """As `triton.unpack.unpack`."""
     from .triton import unpack as kernels
 
     batch, heads, slots, dim = key.shape
-    positions = None if sharpness is None else positions
+    positions, sharpness, shift = bias or (None, None, None)
     launch = kernels.plan_rows(
         batch, query.size(1), heads, dim, slots, query.dtype, query.device, positions is not None, dropout > 0
     )
@@ -95,3 +94,10 @@ def unpack(
     kind = (*launch.options.values(), launch.parts > 1, value is None, hidden is None, query.dtype)
     key, value = key.to(query.dtype), None if value is None else value.to(query.dtype)
     return dispatch.attempt("unpack", kind, call, query, key, value, sharpness, shift)
+
+
+@functools.lru_cache(maxsize=64)
+def _in_float32(decay: Tensor) -> Tensor:
+    """Made once: the layers of a model have one tensor of decays."""
+    with torch.inference_mode(False):  # or it would be of no use in training
+        return decay.float()

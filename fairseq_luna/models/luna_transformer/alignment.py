@@ -4,7 +4,7 @@ from typing import Any, List, NamedTuple, Optional
 
 from torch import Tensor
 
-from .functional import accumulation_dtype
+from ...ops.precision import accumulation_dtype
 
 
 class Alignment(NamedTuple):

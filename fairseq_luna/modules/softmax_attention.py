@@ -9,9 +9,12 @@ import torch
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from .attention import UNPACK_DTYPE, merge_heads, split_heads
-from .functional import attention
-from .inference import Linear
+from ..ops.attention import attention
+from ..ops.precision import UNPACK_DTYPE
+from ..ops.projection import merge_heads, split_heads
+from .beams import by_sentence
+from .linear import Linear
+from .step import Step
 
 
 class _Attention(MultiheadAttention):
@@ -46,19 +49,9 @@ class CausalSelfAttention(_Attention):
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__(dim, heads, dropout=dropout, self_attention=True)
 
-    def forward(
-        self,
-        x: Tensor,
-        incremental_state: Optional[Dict[Any, Any]] = None,
-        whole: Optional[Tensor] = None,
-    ) -> Tensor:
-        """X (B, n, D), padded on the right if at all -> (B, n, D); with an incremental state the
-        one new position of every beam, (B, beams, D). With `whole`, (B, n), True where X is padding,
-        every position attends to all others, later ones too."""
-        if incremental_state is not None:
-            rows = x.reshape(1, -1, x.size(-1))
-            out, _ = super().forward(rows, rows, rows, incremental_state=incremental_state, need_weights=False)
-            return out.view_as(x)
+    def forward(self, x: Tensor, whole: Optional[Tensor] = None) -> Tensor:
+        """X (B, n, D), padded on the right if at all -> (B, n, D). With `whole`, (B, n), True where X is
+        padding, every position attends to all others, later ones too."""
         future, n = None, x.size(1)
         if whole is None:
             # float32 first: triu_ of torch 1.12 has no bfloat16 on a GPU
@@ -66,6 +59,12 @@ class CausalSelfAttention(_Attention):
         x = x.transpose(0, 1)
         out, _ = super().forward(x, x, x, key_padding_mask=whole, attn_mask=future, need_weights=False)
         return out.transpose(0, 1)
+
+    def step(self, x: Tensor, step: Step) -> Tensor:
+        """The one new position of every beam, (B, beams, D) -> the same."""
+        rows = x.reshape(1, -1, x.size(-1))
+        out, _ = super().forward(rows, rows, rows, incremental_state=step.incremental_state, need_weights=False)
+        return out.view_as(x)
 
 
 class CrossAttention(_Attention):
@@ -79,43 +78,41 @@ class CrossAttention(_Attention):
         super().__init__(dim, heads, kdim=source_dim, vdim=source_dim, dropout=dropout, encoder_decoder_attention=True)
 
     def forward(
-        self,
-        x: Tensor,
-        source: Tensor,
-        padding: Optional[Tensor] = None,
-        incremental_state: Optional[Dict[Any, Any]] = None,
-        need_weights: bool = False,
+        self, x: Tensor, source: Tensor, padding: Optional[Tensor] = None, need_weights: bool = False
     ) -> Tuple[Tensor, Optional[Tensor]]:
         """Reads the source.
 
         Args:
-            x: X, (B, n, D); with an incremental state the one new position of every beam,
-                (B, beams, D).
+            x: X, (B, n, D).
             source: the encoder's output, (B, m, D').
             padding: (B, m), True where the source is padded.
-            incremental_state: fairseq's.
             need_weights: also return the weights.
 
         Returns:
-            As x, and the weights before dropout, (B, H, n, m), or None.
+            (B, n, D), and the weights before dropout, (B, H, n, m), or None.
         """
-        if incremental_state is None and need_weights:
+        if need_weights:
             # fairseq's whole pass would hand out those of all heads together, after dropout
             query, key, value = self.q_proj(x) * self.scaling, self.k_proj(source), self.v_proj(source)
             query, key, value = (split_heads(u, self.num_heads) for u in (query, key, value))
             out, weights = attention(query, key, value, padding, self.dropout_module, UNPACK_DTYPE)
             return self.out_proj(merge_heads(out)), weights
+        x, source = x.transpose(0, 1), source.transpose(0, 1)
+        out, _ = super().forward(x, source, source, key_padding_mask=padding, need_weights=False)
+        return out.transpose(0, 1), None
+
+    def step(
+        self, x: Tensor, source: Tensor, step: Step, padding: Optional[Tensor] = None, need_weights: bool = False
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """As `forward`, of the one new position of every beam, (B, beams, D)."""
         source = source.transpose(0, 1)
-        if incremental_state is None:
-            out, _ = super().forward(x.transpose(0, 1), source, source, key_padding_mask=padding, need_weights=False)
-            return out.transpose(0, 1), None
         self.set_beam_size(x.size(1))  # what is kept knows by it which rows are of one sentence
         out, weights = super().forward(
             x.reshape(1, -1, x.size(-1)),
             source,
             source,
             key_padding_mask=padding,
-            incremental_state=incremental_state,
+            incremental_state=step.incremental_state,
             static_kv=True,
             need_weights=need_weights,
             need_head_weights=need_weights,
@@ -136,19 +133,3 @@ class CrossAttention(_Attention):
                 if tensor is not None:
                     saved[name] = tensor.index_select(0, kept)
         return incremental_state
-
-
-def by_sentence(sentence: Tensor) -> Tuple[Tensor, int]:
-    """How to keep once per sentence what all its beams share.
-
-    Args:
-        sentence: (rows,), the sentence of each row of the decoder.
-
-    Returns:
-        The sentences in their order, and how many beams each has; where the beams of a sentence do
-        not stand together, as many for each, every row counts as a sentence of one beam.
-    """
-    kept, beams = sentence.unique_consecutive(return_counts=True)
-    if bool((beams == beams[:1]).all()):
-        return kept, int(beams[0]) if len(beams) else 1
-    return sentence, 1

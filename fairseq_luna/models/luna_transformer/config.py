@@ -1,13 +1,13 @@
-"""The model's settings and the named architectures."""
+"""The model's settings."""
 
-from dataclasses import dataclass, field, make_dataclass
-from typing import Any, Dict, List, Optional, Type
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
 
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum
 
-from .functional import CAUSAL_ACTIVATIONS
-from .inference import PRODUCTS
+from ...ops.causal.attention import CAUSAL_ACTIVATIONS
+from ...ops.linear import PRODUCTS
 from .refused import RefusedSettings
 
 SELF_ATTENTIONS = "luna", "softmax"
@@ -258,114 +258,6 @@ GROUPS = {
     "share_all_embeddings": "embeddings and positions",
     "adaptive_softmax_cutoff": "adaptive softmax",
 }
-
-# The paper's large models are post-norm. What goes beyond it trains better with pre-norm (docs/quality-trials.md).
-PRE_NORM: Dict[str, Any] = {"encoder_normalize_before": True, "decoder_normalize_before": True}
-WMT: Dict[str, Any] = {"attention_dropout": 0.1, "activation_dropout": 0.1}
-TINY: Dict[str, Any] = {
-    **PRE_NORM,
-    "projection_length": 16,
-    "encoder_embed_dim": 128,
-    "encoder_ffn_embed_dim": 512,
-    "encoder_layers": 3,
-    "encoder_attention_heads": 4,
-    "decoder_layers": 3,
-    "decoder_attention_heads": 4,
-    "dropout": 0.05,
-}
-# Luna's self-attentions, linear in the source and of constant state, and a decoder that reads all of the source. With
-# the feed-forward that goes with it there are 3 % more parameters than in a Transformer.
-FULL_CROSS: Dict[str, Any] = {
-    **PRE_NORM,
-    "cross_attention": "full",
-    "causal_mean": "decaying",
-    "pack_bias": "gaussian",
-    "encoder_unpack_bias": "gaussian",
-}
-
-# All packed, constant per step in both lengths; with l = 32 most sentences have a slot for nearly every token. With the
-# feed-forward that goes with it there are 3 % more parameters than in a Transformer.
-PLAIN_PACKS: Dict[str, Any] = {
-    **PRE_NORM,
-    "projection_length": 32,
-    "pack_values": "plain",
-    "causal_mean": "decaying",
-    "pack_bias": "gaussian",
-    "encoder_unpack_bias": "gaussian",
-}
-
-# What each named architecture sets beside the defaults. `make settings` writes the same as YAML, to configs/model/.
-# A setting that comes later stays out of the older ones: their checkpoints were trained with its default.
-ARCHITECTURES: Dict[str, Dict[str, Any]] = {
-    "luna_transformer": {},
-    "luna_transformer_full_cross": {**FULL_CROSS, "encoder_ffn_embed_dim": 1920},
-    "luna_transformer_tiny": TINY,
-    "luna_transformer_tiny_full_cross": {**TINY, **FULL_CROSS, "encoder_ffn_embed_dim": 480},
-    "luna_transformer_plain_packs": {**PLAIN_PACKS, "encoder_ffn_embed_dim": 1664},
-    "luna_transformer_tiny_plain_packs": {**TINY, **PLAIN_PACKS, "encoder_ffn_embed_dim": 416},
-    "luna_transformer_iwslt_de_en": {
-        "encoder_ffn_embed_dim": 1024,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-    },
-    "luna_transformer_wmt_en_de": WMT,
-    "luna_transformer_wmt_en_de_untied": {**WMT, "untie_luna_kv": True},
-    "luna_transformer_wmt_en_de_full_cross": {**WMT, **FULL_CROSS, "encoder_ffn_embed_dim": 1920},
-    "luna_transformer_wmt_en_de_plain_packs": {**WMT, **PLAIN_PACKS, "encoder_ffn_embed_dim": 1664},
-    "luna_transformer_wmt_en_de_big": {
-        **WMT,
-        "encoder_embed_dim": 1024,
-        "encoder_ffn_embed_dim": 4096,
-        "encoder_attention_heads": 16,
-        "decoder_attention_heads": 16,
-        "dropout": 0.3,
-    },
-}
-
-LOCAL = "local packs and a decaying mean"
-DESCRIPTIONS = {
-    "luna_transformer": "the paper's base size with l = 32",
-    "luna_transformer_full_cross": f"luna_transformer with a decoder that reads all of the source, {LOCAL}",
-    "luna_transformer_tiny": "the size of scripts/quickstart.sh",
-    "luna_transformer_tiny_full_cross": f"luna_transformer_tiny with a decoder that reads all of the source, {LOCAL}",
-    "luna_transformer_plain_packs": f"luna_transformer all packed, with l = 32, plain values, {LOCAL}",
-    "luna_transformer_tiny_plain_packs": f"luna_transformer_tiny all packed, with l = 32, plain values, {LOCAL}",
-    "luna_transformer_iwslt_de_en": "for corpora of 100,000 to 300,000 pairs",
-    "luna_transformer_wmt_en_de": "the paper's WMT14 English-German model, tied keys and values",
-    "luna_transformer_wmt_en_de_untied": "the paper's WMT14 English-German model, untied keys and values",
-    "luna_transformer_wmt_en_de_full_cross": (
-        f"luna_transformer_wmt_en_de with a decoder that reads all of the source, {LOCAL}"
-    ),
-    "luna_transformer_wmt_en_de_plain_packs": (
-        f"luna_transformer_wmt_en_de all packed, with l = 32, plain values, {LOCAL}"
-    ),
-    "luna_transformer_wmt_en_de_big": "the dimensions of Transformer-big",
-}
-
-
-def _config_of(arch: str) -> Type[LunaTransformerConfig]:
-    """The settings of an architecture as a class, with its own defaults."""
-    settings = ARCHITECTURES[arch]
-    if not settings:
-        return LunaTransformerConfig
-    fields = LunaTransformerConfig.__dataclass_fields__
-    defaults = [
-        (name, fields[name].type, field(default=value, metadata=fields[name].metadata))
-        for name, value in {"arch": arch, **settings}.items()
-    ]
-    name = camel_case(arch) + "Config"
-    config = make_dataclass(name, defaults, bases=(LunaTransformerConfig,), namespace={"__module__": __name__})
-    config.__doc__ = f"Settings of `{arch}`: {DESCRIPTIONS[arch]}."
-    globals()[name] = config  # where pickle looks for it
-    return config
-
-
-def camel_case(arch: str) -> str:
-    """luna_transformer_tiny -> LunaTransformerTiny"""
-    return "".join(part.capitalize() for part in arch.split("_"))
-
-
-CONFIGS = {arch: _config_of(arch) for arch in ARCHITECTURES}
 
 # Settings that follow another one unless given.
 FOLLOWS = {

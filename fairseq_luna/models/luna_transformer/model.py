@@ -11,13 +11,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from ...modules.linear import prepare_products
+from ...modules.quant_noise import add_noise
+from .architectures import CONFIGS, camel_case
 from .checks import checked
-from .config import CONFIGS, LunaTransformerConfig, camel_case
+from .config import LunaTransformerConfig
 from .decoder import LunaDecoder
-from .encoder import LunaEncoder
-from .inference import prepare_products
-from .layerdrop import forget_unread_norms, prune_layers
-from .quant_noise import add_noise
+from .memory import LunaTransformerEncoder
+from .pruning import forget_unread_norms, prune_layers
 from .reference_names import rename_reference_parameters
 
 
@@ -73,7 +74,7 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         encoder_embed = decoder_embed = build_embedding(cfg, source, cfg.encoder_embed_dim, cfg.encoder_embed_path)
         if not cfg.share_all_embeddings:
             decoder_embed = build_embedding(cfg, target, cfg.decoder_embed_dim, cfg.decoder_embed_path)
-        model = cls(LunaEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed))
+        model = cls(LunaTransformerEncoder(cfg, source, encoder_embed), LunaDecoder(cfg, target, decoder_embed))
         model.cfg = cfg
         model.inference_precision = cfg.inference_precision
         model.full_context_alignment = cfg.full_context_alignment

@@ -10,13 +10,16 @@ from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax, LayerNorm, PositionalEmbedding
 from torch import Tensor
 
+from ...modules.causal_attention import LunaCausalAttention
+from ...modules.dropout import Dropout
+from ...modules.layer import at_work
+from ...modules.linear import Linear
+from ...modules.step import Step
+from ...ops.causal.state import Share, share_of_step
+from ...ops.softmax import log_softmax_
 from .alignment import Alignment
-from .dropout import Dropout
-from .encoder import EncoderOut, select_sentences
-from .functional import log_softmax_
-from .inference import Linear
-from .layerdrop import at_work
-from .layers import LunaDecoderLayer, Source, SourceView, sharded
+from .build import decoder_layer
+from .source import EncodedSource, EncoderOut
 
 
 class LunaDecoder(FairseqIncrementalDecoder):
@@ -44,7 +47,7 @@ class LunaDecoder(FairseqIncrementalDecoder):
         self.embed_norm = LayerNorm(dim, export=cfg.export) if cfg.layernorm_embedding else None
         self.word_dropout = nn.Dropout1d(cfg.word_dropout)
         self.dropout = Dropout(cfg.dropout, module_name="LunaDecoder")
-        self.layers = nn.ModuleList(sharded(LunaDecoderLayer(cfg), cfg) for _ in range(cfg.decoder_layers))
+        self.layers = nn.ModuleList(decoder_layer(cfg) for _ in range(cfg.decoder_layers))
         self.layer_norm = None
         if cfg.decoder_normalize_before and not cfg.no_decoder_final_norm:
             self.layer_norm = LayerNorm(dim, export=cfg.export)
@@ -145,38 +148,43 @@ class LunaDecoder(FairseqIncrementalDecoder):
         """As `forward`, with features (B, n, D) in place of logits."""
         x = self.embed(prev_output_tokens, incremental_state)
         rows, n, dim = x.shape
+        source, step = EncodedSource.from_fairseq(encoder_out), None
         if incremental_state is None:
-            encoder_out = one_per_row(encoder_out)
+            source = source.one_per_row()
         else:
             # the beams of a sentence read it as the positions of one sequence would: (B, beams, D)
-            sentences = len(encoder_out["encoder_padding_mask"][0])
+            sentences = len(source.padding)
             x = x.view(sentences, rows // max(1, sentences), dim)
+            step = Step(incremental_state, self.share(prev_output_tokens.size(1), x.device))
         need_attn = incremental_state is not None if self.need_attn is None else self.need_attn
-        made = bool(encoder_out["cross_pack"]) or not encoder_out["cross_key"]
         asked = full_context_alignment or (alignment_layer, alignment_heads) != (None, None)
-        if asked and not made:
+        if asked and not source.made_packs():
             raise ValueError(
                 "Attention was asked for in training, but a fused kernel made no pack weights: set "
                 "model.encoder.packs_in_training = True before, or FAIRSEQ_LUNA_FUSED=0."
             )
-        need_attn = need_attn and made or asked
+        need_attn = need_attn and source.made_packs() or asked
         alignment = self.alignment.instead(alignment_layer, alignment_heads)
         whole = prev_output_tokens.eq(self.padding_idx) if full_context_alignment else None
-        source, states, attn = read_source(encoder_out), [x], None
-        drawn = next((drawn.tolist() for drawn in encoder_out["decoder_layers"]), None)
-        layers, aligned = at_work(self.layers, drawn), alignment.place(drawn)
-        for i, (layer, view) in enumerate(zip(layers, source_views(encoder_out, len(layers)))):
+        seen, states, attn = source.for_all_layers(), [x], None
+        layers, aligned = at_work(self.layers, source.layers), alignment.place(source.layers)
+        for i, layer in enumerate(layers):
             aligns = need_attn and i == aligned
-            x, weights = layer(x, source, view, incremental_state, aligns, whole)
+            x, weights = layer(x, seen, source.view(i), step, aligns, whole)
             states.append(x)
             if aligns:
-                attn = self.read_alignment(weights, encoder_out["cross_pack"], len(layers), aligned, alignment)
+                attn = self.read_alignment(weights, source.packs, len(layers), aligned, alignment)
                 attn = attn.view(rows, n, -1)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
 
         inner_states = [s.view(rows, n, dim).transpose(0, 1) for s in states]
         return x.view(rows, n, dim), {"attn": [attn], "inner_states": inner_states}
+
+    def share(self, t: int, device: torch.device) -> Share:
+        """1/w_t of the causal mean, the same in all layers."""
+        attn = self.layers[0].self_attn
+        return share_of_step(t, attn.decays(device) if isinstance(attn, LunaCausalAttention) else None)
 
     def read_alignment(
         self, weights: Tensor, packs: List[Tensor], layers: int, aligned: int, alignment: Alignment
@@ -223,26 +231,3 @@ class LunaDecoder(FairseqIncrementalDecoder):
     def max_positions(self) -> int:
         """The longest target that fairseq lets in."""
         return self.max_target_positions
-
-
-def one_per_row(encoder_out: EncoderOut) -> EncoderOut:
-    """The encoder's output with a copy for every row of the decoder, where beams share it."""
-    (sentence,) = encoder_out["sentence"]
-    if len(sentence) == len(encoder_out["encoder_padding_mask"][0]):
-        return encoder_out
-    return select_sentences(encoder_out, sentence)
-
-
-def read_source(encoder_out: EncoderOut) -> Source:
-    """The source as all decoder layers see it."""
-    (padding,) = encoder_out["encoder_padding_mask"]
-    hidden_slots = next(iter(encoder_out["packed_padding_mask"]), None)
-    return Source(encoder_out["encoder_out"][0].transpose(0, 1), padding, hidden_slots)
-
-
-def source_views(encoder_out: EncoderOut, layers: int) -> List[SourceView]:
-    """The source as each decoder layer sees it; the pack weights stay with the encoder."""
-    nothing: List[Optional[Tensor]] = [None] * layers
-    keys = encoder_out["cross_key"] or nothing
-    values = encoder_out["cross_value"] or keys
-    return [SourceView(*view) for view in zip(encoder_out["causal_query"] or nothing, keys, values)]

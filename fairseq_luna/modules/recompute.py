@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .step import Step
+
 
 def recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     """For the `forward(self, x, *rest)` of a layer with the attributes `recompute` and `offload`.
@@ -20,8 +22,8 @@ def recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(forward)
     def wrapped(self: Any, x: Tensor, *rest: Any) -> Any:
-        # a step of a generation writes to its state, a dictionary, and cannot be run twice
-        if not self.recompute or not torch.is_grad_enabled() or dict in map(type, rest):
+        # a step of a generation writes to its state, and cannot be run twice
+        if not self.recompute or not torch.is_grad_enabled() or Step in map(type, rest):
             return forward(self, x, *rest)
         if self.offload:
             # torch looks at the devices of tensors for which random numbers to keep: `like` is of the layer's own

@@ -5,6 +5,8 @@ from typing import Any, Dict, List, Optional
 
 from fairseq import utils
 
+from ...ops.causal.attention import CAUSAL_ACTIVATIONS
+from ...ops.linear import PRODUCTS
 from .config import (
     BIASES,
     CAUSAL_MEANS,
@@ -16,8 +18,6 @@ from .config import (
     flag,
     has_packed,
 )
-from .functional import CAUSAL_ACTIVATIONS
-from .inference import PRODUCTS
 from .refused import RefusedSettings
 
 logger = logging.getLogger(__name__)

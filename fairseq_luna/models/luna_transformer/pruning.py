@@ -1,4 +1,4 @@
-"""LayerDrop (Fan et al. 2019, Reducing Transformer Depth on Demand): layers left out in training, or on loading.
+"""Layers left out on loading, of a model that was trained by LayerDrop (Fan et al. 2019).
 
 A layer of the decoder is two modules here: what the source alone decides of it is a layer of the encoder's
 `SourceMemory`. Both are left out together.
@@ -7,24 +7,12 @@ A layer of the decoder is two modules here: what the source alone decides of it 
 import re
 from typing import Dict, List, Optional
 
-import torch
-import torch.nn as nn
 from torch import Tensor
 
 # whose layers they are, by what their names begin with; the first and the last in the authors' checkpoints, too
 _OWNERS = {"encoder.layers": "encoder", "encoder.memory.layers": "decoder", "decoder.layers": "decoder"}
-# norms of P behind a last layer, which nothing reads, so that a model does without them (see `layers.Residual`)
+# norms of P behind a last layer, which nothing reads, so that a model does without them (see `modules.residual`)
 _UNREAD = re.compile(r"encoder\.(layers\.\d+\.packed_residual|memory\.layers\.\d+\.residual)\.layer_norm\.\w+")
-
-
-def draw_layers(layers: int, p: float) -> List[int]:
-    """Which of so many layers stay in an update, where each is left out with probability p."""
-    return (torch.rand(layers) >= p).nonzero().flatten().tolist()
-
-
-def at_work(layers: nn.ModuleList, drawn: Optional[List[int]]) -> List[nn.Module]:
-    """The layers of these numbers, or all."""
-    return list(layers) if drawn is None else [layers[i] for i in drawn]
 
 
 def prune_layers(state_dict: Dict[str, Tensor], keep: Dict[str, Optional[List[int]]]) -> None:

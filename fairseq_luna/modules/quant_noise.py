@@ -7,7 +7,7 @@ import torch.nn as nn
 from fairseq.modules import MultiheadAttention
 from torch import Tensor
 
-from .inference import Linear
+from .linear import Linear
 
 
 def block_noise(weight: Tensor, p: float, block_size: int) -> Tensor:

@@ -1,0 +1,100 @@
+"""Layers of the settings: the one place where those become arguments of modules.
+
+Parts are made in the order in which they draw their first weights, so that a seed says how a model begins.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch.nn as nn
+from fairseq.distributed import fsdp_wrap
+
+from ...modules.causal_attention import LunaCausalAttention
+from ...modules.decoder_layer import LunaDecoderLayer
+from ...modules.encoder_layer import LunaEncoderLayer
+from ...modules.feed_forward import FeedForward
+from ...modules.head_projection import HeadProjection, KeyValue
+from ...modules.luna_attention import LunaAttention
+from ...modules.pack import Pack
+from ...modules.residual import Residual
+from ...modules.softmax_attention import CausalSelfAttention, CrossAttention, SelfAttention
+from ...modules.source_layer import SourceMemoryLayer
+from ...modules.unpack import Unpack
+
+# What gamma of a Gaussian bias begins with: in packs, in the encoder's unpacks, and in the packs that the decoder reads
+# if their values are plain: slots nearly of a token each, where there are enough of them.
+PACK_SHARPNESS = 1.0
+UNPACK_SHARPNESS = 0.5
+PLAIN_SHARPNESS = 4.0
+
+
+def encoder_layer(cfg: Any, updates_packed: bool) -> nn.Module:
+    """A layer of the encoder, and whether somebody reads its P'. cfg: a `LunaTransformerConfig`, checked."""
+    dim, heads, dropout = cfg.encoder_embed_dim, cfg.encoder_attention_heads, cfg.attention_dropout
+    attn: Any
+    if cfg.encoder_self_attention == "luna":
+        attn = LunaAttention(
+            dim,
+            heads,
+            cfg.encoder_projected_attention_heads,
+            tied=not cfg.untie_luna_kv,
+            dropout=dropout,
+            plain=cfg.pack_values == "plain",
+            pack_sharpness=PACK_SHARPNESS if cfg.pack_bias == "gaussian" else None,
+            unpack_sharpness=UNPACK_SHARPNESS if cfg.encoder_unpack_bias == "gaussian" else None,
+        )
+    else:
+        attn = SelfAttention(dim, heads, dropout)
+    ffn = FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
+    residual = _residual(cfg, dim, cfg.encoder_normalize_before)
+    return _sharded(cfg, LunaEncoderLayer(attn, ffn, residual, updates_packed, *_memory(cfg)))
+
+
+def source_memory_layer(cfg: Any, last: bool) -> nn.Module:
+    """What the source alone decides of a decoder layer. cfg: a `LunaTransformerConfig`, checked."""
+    dim, tied, plain = cfg.encoder_embed_dim, not cfg.untie_luna_kv, cfg.pack_values == "plain"
+    to_decoder = (dim, cfg.decoder_embed_dim, cfg.decoder_attention_heads)
+    query = HeadProjection(*to_decoder, is_query=True) if cfg.decoder_self_attention == "luna" else None
+    pack = key_value = residual = None
+    if cfg.cross_attention == "packed":
+        sharpness = None
+        if cfg.pack_bias == "gaussian":
+            sharpness = PLAIN_SHARPNESS if plain else PACK_SHARPNESS
+        heads = cfg.decoder_projected_attention_heads
+        pack = Pack(dim, heads, tied, cfg.attention_dropout, plain, sharpness)
+        # keys that are values too, of plain averages, were slower to learn (docs/quality-trials.md)
+        key_value = KeyValue(*to_decoder, tied and not plain)
+        residual = _residual(cfg, dim, cfg.decoder_normalize_before)(entered_only=last)
+    return _sharded(cfg, SourceMemoryLayer(query, pack, key_value, residual, last, *_memory(cfg)))
+
+
+def decoder_layer(cfg: Any) -> nn.Module:
+    """A layer of the decoder. cfg: a `LunaTransformerConfig`, checked."""
+    dim, heads, dropout = cfg.decoder_embed_dim, cfg.decoder_attention_heads, cfg.attention_dropout
+    attn: Any
+    cross: Any
+    if cfg.decoder_self_attention == "luna":
+        tied, decaying = not cfg.untie_luna_kv, cfg.causal_mean == "decaying"
+        attn = LunaCausalAttention(dim, heads, tied, dropout, cfg.causal_activation, decaying)
+    else:
+        attn = CausalSelfAttention(dim, heads, dropout)
+    if cfg.cross_attention == "packed":
+        cross = Unpack(dim, heads, dropout)
+    else:
+        cross = CrossAttention(dim, cfg.encoder_embed_dim, heads, dropout)
+    ffn = FeedForward(dim, cfg.decoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
+    residual = _residual(cfg, dim, cfg.decoder_normalize_before)
+    return _sharded(cfg, LunaDecoderLayer(attn, cross, ffn, residual, *_memory(cfg)))
+
+
+def _residual(cfg: Any, dim: int, pre_norm: bool) -> "partial[Residual]":
+    return partial(Residual, dim, pre_norm, cfg.dropout, cfg.export)
+
+
+def _memory(cfg: Any) -> Any:
+    return cfg.checkpoint_activations, cfg.offload_activations
+
+
+def _sharded(cfg: Any, layer: nn.Module) -> nn.Module:
+    """The layer, with its parameters spread over GPUs if --ddp-backend fully_sharded asks for it and it is large."""
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)

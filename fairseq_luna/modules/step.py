@@ -1,0 +1,17 @@
+"""What a step of decoding has beside its tensors."""
+
+from typing import Any, Dict, NamedTuple
+
+from ..ops.causal.state import Share
+
+
+class Step(NamedTuple):
+    """A step of decoding, the same for all layers.
+
+    Attributes:
+        incremental_state: fairseq's, in which each attention keeps what it knows of the past, under itself.
+        share: 1/w_t of `ops.causal.state.share_of_step`.
+    """
+
+    incremental_state: Dict[Any, Any]
+    share: Share
