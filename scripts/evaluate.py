@@ -254,15 +254,10 @@ def architecture(model: Any) -> str:
     Names alone do not tell: earlier versions called all models of a YAML in configs/model/ luna_transformer, and named
     a model of the base size as a YAML of the user's own did.
     """
-    from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
-    from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
+    from fairseq_luna.models.luna_transformer.architectures import with_settings_of
 
     built_by = getattr(model, "arch", None) or model._name
-    if not hasattr(model, "projection_length"):
-        return built_by
-    usual = {key: getattr(LunaTransformerConfig, key) for settings in ARCHITECTURES.values() for key in settings}
-    has = {key: getattr(model, key, default) for key, default in usual.items()}
-    return next((arch for arch, settings in ARCHITECTURES.items() if {**usual, **settings} == has), built_by)
+    return with_settings_of(model) or built_by if hasattr(model, "projection_length") else built_by
 
 
 # ---- the table

@@ -167,7 +167,7 @@ def test_the_layer_and_the_heads_that_align(settings, asked, by_setting):
     if by_setting:
         model.prepare_for_inference_(generation())
         encoder_out, state = model.encoder(source), {}
-        assert "pack" not in seen or [pack.shape for pack in encoder_out["cross_pack"]] == [(2, 1, 6, 12)]
+        assert "pack" not in seen or [pack.shape for pack in encoder_out["aligned_pack"]] == [(2, 6, 12)]
         for t in range(4):
             (step,) = model.decoder(prev[:, : t + 1], encoder_out, incremental_state=state)[1]["attn"]
             torch.testing.assert_close(step[:, 0].double(), want[:, t], **close_enough(settings))
@@ -185,6 +185,14 @@ def test_attention_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="layer 0 with .* keeps the attention of alignment_layer 1 .* Set --alignment"):
         model(source, None, prev, alignment_layer=0)
     assert model(source, None, prev, alignment_layer=1)[1]["attn"][0].shape == (2, 4, 12)
+
+
+@torch.no_grad()
+def test_a_prepared_model_of_one_layer_keeps_one_alignment():
+    model = build(decoder_layers=1)
+    model.prepare_for_inference_(generation())
+    with pytest.raises(ValueError, match="alignment_heads 1 was asked for"):
+        model(sentences([12, 5]), None, targets([4, 4]), alignment_heads=1)
 
 
 @torch.no_grad()

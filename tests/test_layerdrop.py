@@ -111,6 +111,17 @@ def test_a_pruned_model_has_the_parameters_of_its_layers(settings):
     assert torch.equal(logits(again), logits(pruned))
 
 
+def test_the_layer_that_aligns_keeps_its_number_when_others_are_left_out():
+    settings = {"decoder_layers": 4, "alignment_layer": 2}
+    model = build(**settings)
+    pruned = build(**settings, decoder_layers_to_keep="0,2,3")
+    assert pruned.decoder.alignment.layer == 1
+    assert build(**{**settings, "alignment_layer": 3}, decoder_layers_to_keep="0,3").decoder.alignment.layer == 1
+    pruned.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="--alignment-layer 2 is left out by --decoder-layers-to-keep 0,3: keep it"):
+        build(**settings, decoder_layers_to_keep="0,3")
+
+
 def test_layers_that_a_checkpoint_does_not_have():
     state = build(**LAYERS).state_dict()
     with pytest.raises(ValueError, match="--decoder-layers-to-keep 0,4 asks for .*: its decoder has 3"):

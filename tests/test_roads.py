@@ -3,6 +3,7 @@
 import functools
 import pickle
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tiny import dictionary
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
 from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, CONFIGS
 from fairseq_luna.models.luna_transformer.checks import checked
-from fairseq_luna.models.luna_transformer.config import flag
+from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig, flag
 
 try:
     from hydra import compose, initialize_config_dir
@@ -232,3 +233,30 @@ def test_classes_can_be_pickled(name):
     """fairseq sends configurations, which may name their classes, to the processes of several GPUs."""
     for found in CONFIGS[name], models.ARCH_MODEL_REGISTRY[name]:
         assert pickle.loads(pickle.dumps(found)) is found
+
+
+# ---- models of others, and settings of before
+
+
+def test_a_model_that_extends_ours_builds_by_name(data, monkeypatch):
+    """Its settings inherit the name of the architecture that they extend."""
+
+    @dataclass
+    class Config(LunaTransformerConfig):
+        encoder_layers: int = 1
+
+    for registry in (
+        *("MODEL_REGISTRY", "MODEL_DATACLASS_REGISTRY"),
+        *("ARCH_MODEL_REGISTRY", "ARCH_MODEL_NAME_REGISTRY", "ARCH_CONFIG_REGISTRY"),
+    ):
+        monkeypatch.setattr(models, registry, dict(getattr(models, registry)))
+    models.register_model("theirs", dataclass=Config)(type("Theirs", (LunaTransformerModel,), {}))
+    model = build(with_defaults({"model": {"_name": "theirs", **SMALL, "encoder_layers": 1}}), data)
+    assert len(model.encoder.layers) == 1 and type(model).__name__ == "Theirs"
+
+
+def test_a_name_over_the_settings_of_another_is_told(data, caplog):
+    """A YAML of before lists all settings and not the architecture that they are of."""
+    listed = {**FORMS["before-arch"](vars(CONFIGS["luna_transformer_tiny"]())), "_name": OTHER}
+    build(with_defaults({"model": listed}), data)
+    assert f"The model is named {OTHER}, but all its settings are those of luna_transformer_tiny." in caplog.messages

@@ -59,4 +59,4 @@ class Alignment(NamedTuple):
         """
         first = weights[:, : -(-weights.size(1) * self.heads // self.all_heads)]
         wide = accumulation_dtype(weights.dtype)
-        return first[:, 0].to(wide) if first.size(1) == 1 else first.mean(dim=1, dtype=wide)
+        return first.mean(dim=1, dtype=wide)

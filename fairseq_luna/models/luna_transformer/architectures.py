@@ -1,7 +1,7 @@
 """The named architectures: what each sets beside the defaults, and its settings as a class."""
 
 from dataclasses import field, make_dataclass
-from typing import Any, Dict, Type
+from typing import Any, Dict, Optional, Type
 
 from .config import LunaTransformerConfig
 
@@ -104,6 +104,17 @@ def _config_of(arch: str) -> Type[LunaTransformerConfig]:
     config.__doc__ = f"Settings of `{arch}`: {DESCRIPTIONS[arch]}."
     globals()[name] = config  # where pickle looks for it
     return config
+
+
+def with_settings_of(cfg: Any) -> Optional[str]:
+    """The named architecture whose settings a model has, whatever it is named; None where no architecture has them.
+
+    Args:
+        cfg: with the settings of a `LunaTransformerConfig` as attributes.
+    """
+    usual = {key: getattr(LunaTransformerConfig, key) for settings in ARCHITECTURES.values() for key in settings}
+    has = {key: getattr(cfg, key, default) for key, default in usual.items()}
+    return next((arch for arch, settings in ARCHITECTURES.items() if {**usual, **settings} == has), None)
 
 
 def camel_case(arch: str) -> str:

@@ -3,10 +3,11 @@
 import logging
 from typing import Any, Dict, List, Optional
 
-from fairseq import utils
+from fairseq import models, utils
 
 from ...ops.causal.attention import CAUSAL_ACTIVATIONS
 from ...ops.linear import PRODUCTS
+from .architectures import ARCHITECTURES, with_settings_of
 from .config import (
     BIASES,
     CAUSAL_MEANS,
@@ -37,7 +38,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
         return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
 
     model, arch = given("_name"), given("arch")
-    if model and arch and model != arch:
+    if model and arch and arch != _arch_of(model):
         raise ValueError(
             f"The model is named {model}, but its settings are listed and are those of {arch}: a name alone does not "
             f"change them. Choose the model by model={model}, or by --arch {model}."
@@ -52,6 +53,8 @@ def checked(cfg: Any) -> LunaTransformerConfig:
         if values[name] is None:
             values[name] = values[leader]
     refuse(values)
+    if values["alignment_layer"] is not None:
+        values["alignment_layer"] = kept_alignment_layer(values)
     for side in ("encoder", "decoder"):
         name, layers = f"{side}_layers_to_keep", f"{side}_layers"
         kept = values[name] = kept_layers(name, values[name], values[layers])
@@ -102,15 +105,11 @@ def checked(cfg: Any) -> LunaTransformerConfig:
                 f"{flag(heads_name)} {heads} does not divide {flag(dim_name)} {dim} "
                 f"of the {side}; possible are {', '.join(fits)}."
             )
-    for name, least, most, limit in (
-        ("alignment_layer", 0, values["decoder_layers"] - 1, "decoder_layers"),
-        ("alignment_heads", 1, values["decoder_attention_heads"], "decoder_attention_heads"),
-    ):
-        if values[name] is not None and not least <= values[name] <= most:
-            raise ValueError(
-                f"{flag(name)} must be from {least} to {most}, since {flag(limit)} is {values[limit]}, "
-                f"but is {values[name]}."
-            )
+    heads, most = values["alignment_heads"], values["decoder_attention_heads"]
+    if not 1 <= heads <= most:
+        raise ValueError(
+            f"--alignment-heads must be from 1 to {most}, since --decoder-attention-heads is {most}, but is {heads}."
+        )
     if values["quant_noise_pq"] > 0:
         size = values["quant_noise_pq_block_size"]
         for name in ("encoder_embed_dim", "encoder_ffn_embed_dim", "decoder_embed_dim", "decoder_ffn_embed_dim"):
@@ -143,9 +142,38 @@ def checked(cfg: Any) -> LunaTransformerConfig:
                 f"--decoder-embed-path {values['decoder_embed_path']} was given too."
             )
         result.share_decoder_input_output_embed = True
+    others = with_settings_of(result)
+    if model in ARCHITECTURES and others not in (None, model):
+        # a YAML of an earlier version lists all settings and does not say whose they are
+        logger.warning(f"The model is named {model}, but all its settings are those of {others}.")
     for name in without_effect(result):
         logger.warning(f"{flag(name)} {values[name]} has no effect: nothing in this model reads it.")
     return result
+
+
+def _arch_of(model: str) -> str:
+    """The architecture whose settings a model has by default: that of its name, or of what its settings extend."""
+    return getattr(models.MODEL_DATACLASS_REGISTRY.get(model), "arch", model)
+
+
+def kept_alignment_layer(values: Dict[str, Any]) -> int:
+    """The number, among the decoder's layers that are kept, of the one that aligns.
+
+    Raises:
+        ValueError: if there is no such layer, or it is not kept.
+    """
+    layer, layers = values["alignment_layer"], values["decoder_layers"]
+    if not 0 <= layer < layers:
+        raise ValueError(
+            f"--alignment-layer must be from 0 to {layers - 1}, since --decoder-layers is {layers}, but is {layer}."
+        )
+    kept = kept_layers("decoder_layers_to_keep", values["decoder_layers_to_keep"], layers)
+    if kept is not None and layer not in kept:
+        raise ValueError(
+            f"--alignment-layer {layer} is left out by --decoder-layers-to-keep {','.join(map(str, kept))}: keep it, "
+            "or set another by --model-overrides."
+        )
+    return layer if kept is None else kept.index(layer)
 
 
 def kept_layers(name: str, given: Any, layers: int) -> Optional[List[int]]:

@@ -1,7 +1,7 @@
 """The Luna decoder: causal Luna layers over the target, on the encoder's memory of the source."""
 
 import math
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -173,7 +173,7 @@ class LunaDecoder(FairseqIncrementalDecoder):
             x, weights = layer(x, seen, source.view(i), step, aligns, whole)
             states.append(x)
             if aligns:
-                attn = self.read_alignment(weights, source.packs, len(layers), aligned, alignment)
+                attn = self.read_alignment(weights, source, aligned, alignment)
                 attn = attn.view(rows, n, -1)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
@@ -186,16 +186,14 @@ class LunaDecoder(FairseqIncrementalDecoder):
         attn = self.layers[0].self_attn
         return share_of_step(t, attn.decays(device) if isinstance(attn, LunaCausalAttention) else None)
 
-    def read_alignment(
-        self, weights: Tensor, packs: List[Tensor], layers: int, aligned: int, alignment: Alignment
-    ) -> Tensor:
-        """What of a cross attention aligns: weights (B, H, n, l or m) of the layer `aligned`, one of so many at work,
-        and the pack weights of all of these or of the one that is kept -> (B, n, m)."""
+    def read_alignment(self, weights: Tensor, source: EncodedSource, aligned: int, alignment: Alignment) -> Tensor:
+        """What of a cross attention aligns: its weights (B, H, n, l or m), and the pack of the same layer, the
+        `aligned` one at work -> (B, n, m)."""
         read = alignment.mean(weights)
-        if not packs:  # a full cross attention
+        if source.packs:
+            return read @ alignment.mean(source.packs[aligned])
+        if source.aligned_pack is None:  # a full cross attention
             return read
-        if len(packs) == layers:
-            return read @ alignment.mean(packs[aligned])
         if alignment != self.alignment:
             raise ValueError(
                 f"alignment_layer {alignment.layer} with alignment_heads {alignment.heads} was asked for, but in "
@@ -203,7 +201,7 @@ class LunaDecoder(FairseqIncrementalDecoder):
                 f"alignment_heads {self.alignment.heads} only. Set --alignment-layer and --alignment-heads by "
                 "--model-overrides."
             )
-        return read @ alignment.mean(packs[0])
+        return read @ source.aligned_pack
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Features (B, n, D) -> logits (B, n, V), or the features where an adaptive softmax takes them."""

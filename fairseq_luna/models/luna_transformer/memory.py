@@ -114,6 +114,9 @@ class LunaTransformerEncoder(LunaEncoder):
             views, packs = self.memory(
                 encoded.packed, encoded.out, encoded.padding, encoded.slots, drawn, kept, self.packs_in_training
             )
+        aligned = None
+        if packs and not self.keeps_all_packs:
+            aligned, packs = self.alignment.mean(packs[0]), []
         return EncodedSource(
             out=encoded.out,
             padding=src_tokens.eq(self.padding_idx),
@@ -123,18 +126,15 @@ class LunaTransformerEncoder(LunaEncoder):
             slot_padding=encoded.slots.padding,
             layers=drawn,
             views=views,
-            packs=packs if self.keeps_all_packs else self.aligned(packs),
+            packs=packs,
+            aligned_pack=aligned,
         ).to_fairseq()
-
-    def aligned(self, packs: List[Tensor]) -> List[Tensor]:
-        """What aligns, of every layer's pack weights, or of its own: (B, H, l, n) -> (B, 1, l, n)."""
-        kept = [packs[self.alignment.layer]] if len(packs) > 1 else packs
-        return [self.alignment.mean(pack).unsqueeze(1) for pack in kept]
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Called by fairseq to expand to beams, and when they change places; see `EncodedSource.reordered`."""
-        if len(encoder_out["cross_pack"]) > 1:  # of a model that nobody has prepared
-            encoder_out = {**encoder_out, "cross_pack": self.aligned(encoder_out["cross_pack"])}
         source = EncodedSource.from_fairseq(encoder_out)
         reordered = source.reordered(new_order)
+        if source.packs:  # of a model that nobody has prepared
+            aligned = self.alignment.mean(reordered.packs[self.alignment.layer])
+            reordered = reordered._replace(packs=[], aligned_pack=aligned)
         return encoder_out if reordered is source else reordered.to_fairseq()

@@ -24,8 +24,9 @@ class EncodedSource(NamedTuple):
         slot_padding: (B, l'), True where a sentence has no such slot; None where all have all.
         layers: the numbers of the decoder's layers at work in this update; None for all.
         views: what each decoder layer at work sees; empty where none reads P.
-        packs: pack weights (B, H, l', m) of each decoder layer at work, or those of the layer that aligns alone,
-            a mean of heads, (B, 1, l', m); empty with a full cross attention, and where fused kernels made none.
+        packs: pack weights (B, H, l', m) of each decoder layer at work; empty with a full cross attention, where
+            fused kernels made none, and where `aligned_pack` is all that is read.
+        aligned_pack: the pack weights that align, a mean of heads, (B, l', m).
     """
 
     out: Tensor
@@ -37,6 +38,7 @@ class EncodedSource(NamedTuple):
     layers: Optional[List[int]] = None
     views: List[SourceView] = []
     packs: List[Tensor] = []
+    aligned_pack: Optional[Tensor] = None
 
     def for_all_layers(self) -> Source:
         """What all decoder layers see."""
@@ -48,7 +50,7 @@ class EncodedSource(NamedTuple):
 
     def made_packs(self) -> bool:
         """Whether the pack weights are here that an alignment needs: a full cross attention needs none."""
-        return bool(self.packs) or self.view(0).cross_key is None
+        return bool(self.packs) or self.aligned_pack is not None or self.view(0).cross_key is None
 
     def select(self, chosen: Tensor) -> "EncodedSource":
         """The chosen sentences, (B',), one row each."""
@@ -68,6 +70,7 @@ class EncodedSource(NamedTuple):
             slot_padding=of_one(self.slot_padding),
             views=[SourceView(*map(of_one, view)) for view in self.views],
             packs=of(self.packs),
+            aligned_pack=of_one(self.aligned_pack),
         )
 
     def one_per_row(self) -> "EncodedSource":
@@ -102,6 +105,7 @@ class EncodedSource(NamedTuple):
         - causal_query, cross_key, cross_value: one (B, H, l', d) per decoder layer at work; empty where
           its attention is an ordinary one, cross_value also when keys are values
         - cross_pack: `packs`
+        - aligned_pack: [(B, l', m)], or empty
         - sentence: [(rows,)]
         """
         queries, keys, values = ([u for u in field if u is not None] for field in zip(*self.views or [SourceView()]))
@@ -116,6 +120,7 @@ class EncodedSource(NamedTuple):
             "cross_key": keys,
             "cross_value": values,
             "cross_pack": self.packs,
+            "aligned_pack": [] if self.aligned_pack is None else [self.aligned_pack],
             "sentence": [self.sentence],
         }
 
@@ -140,4 +145,5 @@ class EncodedSource(NamedTuple):
             layers=None if layers is None else layers.tolist(),
             views=[SourceView(*view) for view in views],
             packs=encoder_out["cross_pack"],
+            aligned_pack=only("aligned_pack"),
         )
