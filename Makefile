@@ -13,7 +13,7 @@ format:
 	@"$(VENV)/bin/ruff" check --fix .
 	@"$(VENV)/bin/ruff" format .
 
-# the files that list the model's settings: run it when fairseq_luna/config.py has changed
+# the files that list the model's settings: run it when a class of settings has changed
 settings:
 	@bash scripts/setup.sh
 	@"$(VENV)/bin/python" scripts/write_settings.py

@@ -1,4 +1,4 @@
-"""Write what lists the settings of fairseq_luna/config.py again: configs/model/luna_*.yaml and docs/settings.md."""
+"""Write what lists the model's settings again: configs/model/luna_*.yaml and docs/settings.md."""
 
 import json
 from pathlib import Path

@@ -30,7 +30,7 @@ def settings(*words):
 def test_files_are_current():
     files = write_settings.files()
     stale = [path.name for path, wanted in files.items() if path.read_text(encoding="utf-8") != wanted]
-    assert not stale, f"{stale} are not what fairseq_luna/config.py says: run `make settings`"
+    assert not stale, f"{stale} are not what the classes of settings say: run `make settings`"
     assert set(MODEL.glob("luna*.yaml")) | {ROOT / "docs" / "settings.md"} == set(files)
 
 

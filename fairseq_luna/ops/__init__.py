@@ -2,8 +2,10 @@
 
     pack.py                Y_P = Attention(P, C)                                        section 3.1 of the paper
     unpack.py              Y_X = Attention(X, Y_P)                                      section 3.1
-    causal/product.py      f_t(X, Y, Z) = 1/t x_t sum_{j <= t} y_j^T z_j                section 3.3
-    causal/attention.py    softmax_l(f(X, X, A^T)) and what it reads, whole or by step  section 3.3
+    causal/naive.py        f_t(X, Y, Z) = 1/t x_t sum_{j <= t} y_j^T z_j                section 3.3
+    causal/chunk.py        the same by chunks, for training
+    causal/recurrent.py    the same step by step
+    causal/attention.py    Y = f(softmax_l(f(X, X, A^T)), A^T, X), whole and by step    section 3.3
 
 Letters are the paper's (arXiv 2106.01540): X (B, n, D) the sequence, P (B, l, D) the packed sequence, C (B, m, D) the
 context. After projection the heads stand apart: B batch, H heads, n positions, l slots, d channels of a head. Every sum

@@ -1,6 +1,6 @@
 """Parameter names of the authors' implementation, and what they are called here.
 
-What the source alone decides of their decoder lives in our encoder (`encoder.SourceMemory`), the
+What the source alone decides of their decoder lives in our encoder (`memory.SourceMemory`), the
 rest is renamed. Their fixed positions are computed here, and norms that nothing reads are gone.
 """
 

@@ -1,0 +1,45 @@
+"""The rooms of the plugin, and that imports go one way: ops -> modules -> models."""
+
+import ast
+
+import pytest
+from commands import ROOT
+
+PACKAGE = ROOT / "fairseq_luna"
+# what files of a room may import of the package, beside the room itself
+ALLOWED = {
+    "ops": set(),
+    "modules": {"ops"},
+    "models": {"ops", "modules"},
+    "optim": set(),
+}
+
+
+def imported(path):
+    """The full names of what a file imports, wherever in it."""
+    package = ("fairseq_luna", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*start, *(node.module or "").split("."))).strip(".")
+            # `from . import name` may import a module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_go_one_way(room):
+    files = sorted((PACKAGE / room).rglob("*.py"))
+    assert files
+    for path in files:
+        rooms = {name.split(".")[1] for name in imported(path) if name.startswith("fairseq_luna.")}
+        assert rooms - {room} <= ALLOWED[room], f"{path.relative_to(ROOT)} imports {rooms - {room}}"
+
+
+def test_operators_need_torch_alone():
+    for path in sorted((PACKAGE / "ops").rglob("*.py")):
+        found = [
+            name for name in imported(path) if name.split(".")[0] in ("fairseq", "fairseq_cli", "hydra", "omegaconf")
+        ]
+        assert not found, f"{path.relative_to(ROOT)} imports {found}"
