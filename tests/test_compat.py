@@ -1,4 +1,4 @@
-"""The workarounds of fairseq_luna/compat.py: what they mend, and that they touch nothing else."""
+"""The workarounds of fairseq_luna/compat/: what they mend, and that they touch nothing else."""
 
 import argparse
 import io
@@ -632,5 +632,5 @@ def test_prefetching_ends_with_the_command():
     consumer.daemon = True
     consumer.start()
     assert consumer.is_alive()
-    compat._end_consumers()
+    compat.batches._end_consumers()
     assert not consumer.is_alive()
