@@ -109,7 +109,7 @@ def test_log_looks_as_fairseq_means_it_to(trained, generated):
 
 def test_commands_print_no_deprecation(trained, generated):
     for done in (trained[0], generated):
-        assert not re.search("deprecat|hydra|no longer", done.stderr, re.IGNORECASE), done.stderr
+        assert not re.search("deprecat|hydra|no longer|pin_memory", done.stderr, re.IGNORECASE), done.stderr
 
 
 def test_killed_training_goes_on_to_the_same_end(data, trained, tmp_path):
@@ -423,9 +423,10 @@ def test_other_log_format_is_kept(root):
 
 
 def deprecated():
-    """What every command does: compose the configuration, and enter torch's autocast."""
+    """What every command does: compose the configuration, enter torch's autocast, and load data."""
     convert_namespace_to_omegaconf(argparse.Namespace(arch="transformer", task="translation"))
     torch.cuda.amp.autocast(enabled=False)
+    list(EpochBatchIterator(torch.utils.data.TensorDataset(torch.ones(1)), lambda items: items, [[0]]).next_epoch_itr())
 
 
 def test_deprecations_are_silenced_and_nothing_else():

@@ -8,8 +8,9 @@ import warnings
 def silence_deprecations() -> None:
     """fairseq main uses what hydra 1.3 and torch 2 have deprecated, and each command prints a page about it.
 
-    Silenced are these messages alone: they speak to fairseq's developers and ask nothing of its users. Where they do
-    not come the filters do nothing. fairseq-hydra-train prints its share before it imports any plugin.
+    And it asks every data loader to pin memory, of which torch 2 warns on a machine without a GPU. Silenced are these
+    messages alone: they speak to fairseq's developers and ask nothing of its users. Where they do not come the filters
+    do nothing. fairseq-hydra-train prints its share before it imports any plugin.
     """
     for category, start in (
         (UserWarning, r"hydra\.experimental\.\w+\(\) is no longer experimental"),
@@ -20,6 +21,7 @@ def silence_deprecations() -> None:
         (UserWarning, r"Future Hydra versions will no longer change working directory"),
         (FutureWarning, r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated"),
         (UserWarning, r"Support for mismatched key_padding_mask and attn_mask is deprecated"),
+        (UserWarning, r"'pin_memory' argument is set as true but no accelerator is found"),
     ):
         warnings.filterwarnings("ignore", start, category)
 
