@@ -208,6 +208,20 @@ def test_training_killed_after_chosen_updates_goes_on_to_the_same_end(data, tmp_
     assert same(end(tmp_path / "earlier"), end(tmp_path / "whole"))
 
 
+def test_reset_meters_forget_what_patience_has_counted(data, tmp_path):
+    """A training that has stopped for want of patience goes on where meters are reset, and not otherwise."""
+    given = training(data, tmp_path, "--maximize-best-checkpoint-metric", "--patience", 1, "--no-epoch-checkpoints")
+
+    def updates_after(*words):
+        assert in_child(cli, fairseq_train, *given, *words) == 0
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint_last.pt"))
+        return state["optimizer_history"][-1]["num_updates"]
+
+    stopped = updates_after()
+    assert stopped < 9 and updates_after() == stopped
+    assert updates_after("--reset-meters") > stopped
+
+
 def test_curriculum_ends():
     """Batches are shuffled where that is asked for, whatever was asked for in the epoch before."""
     data, batches = torch.utils.data.TensorDataset(torch.arange(9)), [[number] for number in range(9)]

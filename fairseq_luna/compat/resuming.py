@@ -101,12 +101,29 @@ def remember_validations() -> None:
         return state
 
     @functools.wraps(load)
-    def load_checkpoint(self, filename, reset_optimizer=False, reset_lr_scheduler=False, *args, **kwargs):
-        extra = load(self, filename, reset_optimizer, reset_lr_scheduler, *args, **kwargs)
+    def load_checkpoint(
+        self,
+        filename,
+        reset_optimizer=False,
+        reset_lr_scheduler=False,
+        optimizer_overrides=None,
+        reset_meters=False,
+        **kwargs,
+    ):
+        extra = load(
+            self,
+            filename,
+            reset_optimizer,
+            reset_lr_scheduler,
+            optimizer_overrides,
+            reset_meters=reset_meters,
+            **kwargs,
+        )
         if extra is None or reset_optimizer:
             return extra
         counts = extra.get("validations", {})
-        _patience().update(counts.get("patience", {}))
+        if not reset_meters:  # with which fairseq forgets the best loss, too
+            _patience().update(counts.get("patience", {}))
         if not reset_lr_scheduler:
             plateau: Any = getattr(self.lr_scheduler, "lr_scheduler", None)
             if hasattr(plateau, "num_bad_epochs"):
