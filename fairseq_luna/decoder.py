@@ -13,7 +13,7 @@ from torch import Tensor
 from .alignment import Alignment
 from .dropout import Dropout
 from .encoder import EncoderOut, select_sentences
-from .functional import log_softmax_
+from .functional import accumulation_dtype, log_softmax_
 from .inference import Linear
 from .layerdrop import at_work
 from .layers import LunaDecoderLayer, Source, SourceView, sharded
@@ -172,6 +172,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
             if aligns:
                 attn = self.read_alignment(weights, encoder_out["cross_pack"], len(layers), aligned, alignment)
                 attn = attn.view(rows, n, -1)
+        if need_attn and not layers:  # LayerDrop has left out them all
+            attn = even_attention(encoder_out["encoder_padding_mask"][0], n, accumulation_dtype(x.dtype))
         if self.layer_norm is not None:
             x = self.layer_norm(x)
 
@@ -238,6 +240,16 @@ def read_source(encoder_out: EncoderOut) -> Source:
     (padding,) = encoder_out["encoder_padding_mask"]
     hidden_slots = next(iter(encoder_out["packed_padding_mask"]), None)
     return Source(encoder_out["encoder_out"][0].transpose(0, 1), padding, hidden_slots)
+
+
+def even_attention(padding: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """What a target of n positions reads of a source without any layer: all of it alike.
+
+    A loss of alignments finds it in its place, and has no gradient there. Mask (B, m), True where the source is
+    padded -> (B, n, m).
+    """
+    real = (~padding).to(dtype)
+    return (real / real.sum(dim=1, keepdim=True)).unsqueeze(1).repeat(1, n, 1)
 
 
 def source_views(encoder_out: EncoderOut, layers: int) -> List[SourceView]:

@@ -21,7 +21,7 @@ from fairseq.distributed import ModuleProxyWrapper
 from fairseq.models.transformer import TransformerModel
 from fairseq_cli import generate, interactive, preprocess
 from fairseq_cli import train as fairseq_train
-from tiny import DIMS, EOS, VARIANTS, dictionary, sentences, targets
+from tiny import DIMS, EOS, PAD, VARIANTS, dictionary, sentences, targets
 from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_luna.config import LunaTransformerConfig
@@ -153,7 +153,7 @@ def aligned_loss(model, sample: dict) -> tuple:
 SHAPES = {
     "packed": {},
     "full-context": {"full_context_alignment": True},
-    "plain-packs": {**VARIANTS["plain-packs"], "alignment_layer": 0, "alignment_heads": 1},
+    "plain-packs": {**VARIANTS["plain-packs"], "alignment_heads": 1},
     "full-cross": VARIANTS["full-cross"],
 }
 
@@ -183,6 +183,50 @@ def test_two_processes_have_the_gradients_of_one(settings, tmp_path):
             torch.testing.assert_close(p.grad, want[name], rtol=1e-9, atol=1e-12)
 
     assert in_children((rank, 0), (rank, 1)) == [0, 0]
+
+
+PLACES = {  # of the layer 1 among the layers at work: its own, else that of the next one below, else the lowest
+    "all": ([0, 1, 2], 1),
+    "another-left-out": ([1, 2], 0),
+    "left-out": ([0, 2], 0),
+    "left-out-with-those-below": ([2], 0),
+    "the-top": ([0, 1], 1),
+}
+
+
+@pytest.mark.parametrize("drawn, place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+def test_layerdrop_takes_the_layer_that_is_there(settings, drawn, place):
+    """The update is that of a model which has only the layers at work, and aligns by the one in this place."""
+    settings = {**settings, "decoder_layers": 3}
+    model = aligned_model(**settings, alignment_layer=1, decoder_layerdrop=0.5)
+    model.encoder.draw = lambda layers, p: drawn if p else None
+    assert model.decoder.alignment.place(drawn) == place
+    pruned = aligned_model(**{**settings, "alignment_layer": place}, decoder_layers_to_keep=drawn)
+    pruned.load_state_dict(model.state_dict())
+    outcomes = [aligned_loss(each, aligned_sample(1)) for each in (model, pruned)]
+    assert outcomes[0][1] > 0 and outcomes[0][1] == outcomes[1][1]
+    for loss, _ in outcomes:
+        loss.backward()
+    for layer, number in zip(pruned.decoder.layers, drawn):
+        for p, q in zip(layer.parameters(), model.decoder.layers[number].parameters()):
+            torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+def test_layerdrop_that_leaves_out_all_layers(settings):
+    """As unlikely as it is: the update takes place, and the loss of alignments is that of knowing nothing."""
+    model, sample = aligned_model(**settings, decoder_layerdrop=0.5), aligned_sample(1)
+    model.encoder.draw = lambda layers, p: [] if p else None
+    (attn,) = model(**sample["net_input"])[1]["attn"]
+    lengths = sample["net_input"]["src_lengths"].double()
+    assert torch.equal(attn.amax(dim=2), (1 / lengths).unsqueeze(1).expand(-1, attn.size(1)))
+    torch.testing.assert_close(attn.sum(dim=2), torch.ones_like(attn[:, :, 0]))
+    loss, of_alignments = aligned_loss(model, sample)
+    words = sample["target"].ne(PAD).sum(dim=1)
+    assert of_alignments == pytest.approx(float((lengths.log() * words).sum()))
+    loss.backward()
+    assert model.decoder.embed_tokens.weight.grad.abs().sum() > 0
 
 
 def command(folder: Path, name: str, *words, text: str = "") -> str:
