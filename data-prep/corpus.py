@@ -464,7 +464,7 @@ class Corpus:
         with whole(self.out / "data-bin") as folder, bar(lines, "line") as shown:
             command = [sys.executable, str(Path(__file__).parent / "preprocess.py"), "--joined-dictionary"]
             command += ["--source-lang", self.args.source, "--target-lang", self.args.target]
-            command += ["--user-dir", str(USER_DIR)]  # for compat.index_large_data
+            command += ["--user-dir", str(USER_DIR)]  # for index_large_data of fairseq_luna/compat/data.py
             if (self.out / "pieces" / "dict.txt").exists():
                 command += ["--srcdict", str(self.out / "pieces" / "dict.txt")]
             for split in SPLITS:

@@ -11,7 +11,6 @@ and the norm of the gradient by module. --start looks at the same models with th
 
 import argparse
 import re
-import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any, Dict, List
@@ -95,9 +94,7 @@ def measure(folder: Path, batches: int, start: bool) -> Dict[str, float]:
         ignore_invalid_inputs=True,
         seed=cfg.common.seed,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*pin_memory")  # fairseq asks for it, GPU or not
-        samples = list(islice(batches_of_seed.next_epoch_itr(), batches))
+    samples = list(islice(batches_of_seed.next_epoch_itr(), batches))
     rows = [gradients(model, criterion, sample) for sample in samples]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 

@@ -1,6 +1,6 @@
 """fairseq's commands as a user's shell runs them."""
 
-import multiprocessing
+import multiprocessing.connection
 import os
 import select
 import signal
@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Optional
 
 import torch
 
@@ -18,6 +18,7 @@ import fairseq_luna
 USER_DIR = Path(fairseq_luna.__file__).parent
 ROOT = USER_DIR.parent
 HANGS = 1200  # seconds after which something is taken to hang: no test takes as long on a busy machine
+SOON = 100  # seconds in which a process ends once another has, for which it may wait
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
 
 
@@ -43,11 +44,16 @@ def in_children(*calls):
     processes = [multiprocessing.get_context("fork").Process(target=child, args=call) for call in calls]
     for process in processes:
         process.start()
+    deadline = time.time() + HANGS
+    left = processes
+    while left and time.time() < deadline:
+        multiprocessing.connection.wait([process.sentinel for process in left], timeout=1)
+        left = [process for process in processes if process.exitcode is None]
+        if any(process.exitcode for process in processes):  # the others may wait for it, and would for long
+            deadline = min(deadline, time.time() + SOON)
+    codes = [process.exitcode for process in processes]  # None where it hangs
     for process in processes:
-        process.join(HANGS)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()  # where it hangs
+        process.kill()
     return codes
 
 
@@ -62,15 +68,29 @@ def cli(module, *args):
     module.cli_main()
 
 
-def wait_until(condition: Callable[[], bool], process=None) -> None:
+def wait_until(condition: Callable[[], bool], process: Optional[subprocess.Popen] = None) -> None:
     """Returns once `condition()` holds, which `process`, if given, brings about before it ends."""
     deadline = time.time() + HANGS
     while not condition():
-        if time.time() > deadline and process:
-            process.kill()
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.time() < deadline, "this hangs"
+        ended = process is not None and process.poll() is not None
+        if ended and not condition():  # it may have come about just before the end
+            raise AssertionError(f"this has ended by itself, with {process.returncode}: {last_words(process)}")
+        if time.time() > deadline:
+            if process is not None:
+                process.kill()
+            raise AssertionError("this hangs")
         time.sleep(0.02)
+
+
+def last_words(process: subprocess.Popen, within: float = 10) -> tuple:
+    """What a process said on stdout and stderr, to its end or for so many seconds.
+
+    They stay open beyond its end where another process has them too.
+    """
+    try:
+        return process.communicate(timeout=within)
+    except subprocess.TimeoutExpired as error:
+        return error.stdout, error.stderr
 
 
 def stop_when(condition: Callable[[], bool], process: subprocess.Popen, how=signal.SIGKILL) -> tuple:

@@ -7,20 +7,29 @@ import logging
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import USER_DIR, cli, in_child
+from commands import USER_DIR, cli, in_child, in_children
 from fairseq import checkpoint_utils, hub_utils, options
+from fairseq.criterions.label_smoothed_cross_entropy_with_alignment import (
+    LabelSmoothedCrossEntropyCriterionWithAlignment,
+)
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import ModuleProxyWrapper
 from fairseq.models.transformer import TransformerModel
 from fairseq_cli import generate, interactive, preprocess
 from fairseq_cli import train as fairseq_train
-from tiny import EOS
+from tiny import DIMS, EOS, PAD, VARIANTS, dictionary, sentences, targets
+from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
+from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
 
 pytestmark = pytest.mark.stock
+
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports torch's compiler, once for all forked processes
 
 SIZES = {"layers": 2, "embed-dim": 32, "ffn-embed-dim": 32, "attention-heads": 4}
 TRAINING = (
@@ -110,6 +119,120 @@ def test_alignments_are_learnt(kind, request):
         losses.setdefault(update["epoch"], []).append(float(update["alignment_loss"]))
     first, *_, last = losses.values()
     assert len(first) == len(last) > 2 and sum(last) < 0.7 * sum(first)
+
+
+def aligned_model(**settings) -> LunaTransformerModel:
+    """A tiny model as the task of --load-alignments builds it, in training and without dropout."""
+    torch.manual_seed(1)
+    words = dictionary()
+    task = SimpleNamespace(source_dictionary=words, target_dictionary=words, cfg=SimpleNamespace(load_alignments=True))
+    cfg = LunaTransformerConfig(**{**DIMS, "dropout": 0.0, **settings})
+    return LunaTransformerModel.build_model(cfg, task).double().train()
+
+
+def aligned_sample(seed: int) -> dict:
+    """A batch of three sentences, of which every target word has one source word."""
+    lengths, target_lengths = [7, 5, 9], [6, 8, 4]
+    source, previous = sentences(lengths, seed=seed), targets(target_lengths, seed=seed)
+    pairs = [
+        (source.size(1) - 1 - at % n, row * previous.size(1) + at)
+        for row, (n, m) in enumerate(zip(lengths, target_lengths))
+        for at in range(m)
+    ]
+    return {
+        "net_input": {"src_tokens": source, "src_lengths": torch.tensor(lengths), "prev_output_tokens": previous},
+        "target": sentences(target_lengths, left_pad=False, seed=seed),
+        "ntokens": sum(target_lengths),
+        "alignments": torch.tensor(pairs),
+        "align_weights": torch.ones(len(pairs)),
+    }
+
+
+def aligned_loss(model, sample: dict) -> tuple:
+    """The loss of fairseq's criterion, and its part for the alignments, None where there is none."""
+    task = SimpleNamespace(target_dictionary=dictionary())
+    criterion = LabelSmoothedCrossEntropyCriterionWithAlignment(task, False, 0.1, alignment_lambda=0.5)
+    loss, _, logged = criterion(model, sample)
+    return loss, logged.get("alignment_loss")
+
+
+SHAPES = {
+    "packed": {},
+    "full-context": {"full_context_alignment": True},
+    "plain-packs": {**VARIANTS["plain-packs"], "alignment_heads": 1},
+    "full-cross": VARIANTS["full-cross"],
+}
+
+
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+def test_two_processes_have_the_gradients_of_one(settings, tmp_path):
+    """By torch's DDP, which fails at the second step if a parameter had no gradient in the first."""
+    model = aligned_model(**settings)
+    for seed in 1, 2:
+        loss, of_alignments = aligned_loss(model, aligned_sample(seed))
+        assert of_alignments > 0
+        (loss / 2).backward()  # DDP has the mean
+    want = {name: p.grad for name, p in model.named_parameters()}
+    # a bias on keys shifts all logits of a softmax alike: its gradient is there, but zero
+    assert all(
+        gradient.abs().sum() > 0 for name, gradient in want.items() if not name.endswith(("key.bias", "k_proj.bias"))
+    )
+
+    def rank(number):
+        torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=number, world_size=2)
+        model = aligned_model(**settings)
+        wrapped = ModuleProxyWrapper(DistributedDataParallel(model))
+        for _ in range(2):
+            model.zero_grad()
+            aligned_loss(wrapped, aligned_sample(number + 1))[0].backward()
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(p.grad, want[name], rtol=1e-9, atol=1e-12)
+
+    assert in_children((rank, 0), (rank, 1)) == [0, 0]
+
+
+PLACES = {  # of the layer 1 among the layers at work: its own, else that of the next one below, else the lowest
+    "all": ([0, 1, 2], 1),
+    "another-left-out": ([1, 2], 0),
+    "left-out": ([0, 2], 0),
+    "left-out-with-those-below": ([2], 0),
+    "the-top": ([0, 1], 1),
+}
+
+
+@pytest.mark.parametrize("drawn, place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+def test_layerdrop_takes_the_layer_that_is_there(settings, drawn, place):
+    """The update is that of a model which has only the layers at work, and aligns by the one in this place."""
+    settings = {**settings, "decoder_layers": 3}
+    model = aligned_model(**settings, alignment_layer=1, decoder_layerdrop=0.5)
+    model.encoder.draw = lambda layers, p: drawn if p else None
+    assert model.decoder.alignment.place(drawn) == place
+    pruned = aligned_model(**{**settings, "alignment_layer": place}, decoder_layers_to_keep=drawn)
+    pruned.load_state_dict(model.state_dict())
+    outcomes = [aligned_loss(each, aligned_sample(1)) for each in (model, pruned)]
+    assert outcomes[0][1] > 0 and outcomes[0][1] == outcomes[1][1]
+    for loss, _ in outcomes:
+        loss.backward()
+    for layer, number in zip(pruned.decoder.layers, drawn):
+        for p, q in zip(layer.parameters(), model.decoder.layers[number].parameters()):
+            torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+def test_layerdrop_that_leaves_out_all_layers(settings):
+    """As unlikely as it is: the update takes place, and the loss of alignments is that of knowing nothing."""
+    model, sample = aligned_model(**settings, decoder_layerdrop=0.5), aligned_sample(1)
+    model.encoder.draw = lambda layers, p: [] if p else None
+    (attn,) = model(**sample["net_input"])[1]["attn"]
+    lengths = sample["net_input"]["src_lengths"].double()
+    assert torch.equal(attn.amax(dim=2), (1 / lengths).unsqueeze(1).expand(-1, attn.size(1)))
+    torch.testing.assert_close(attn.sum(dim=2), torch.ones_like(attn[:, :, 0]))
+    loss, of_alignments = aligned_loss(model, sample)
+    words = sample["target"].ne(PAD).sum(dim=1)
+    assert of_alignments == pytest.approx(float((lengths.log() * words).sum()))
+    loss.backward()
+    assert model.decoder.embed_tokens.weight.grad.abs().sum() > 0
 
 
 def command(folder: Path, name: str, *words, text: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The workarounds of fairseq_luna/compat.py: what they mend, and that they touch nothing else."""
+"""The workarounds of fairseq_luna/compat/: what they mend, and that they touch nothing else."""
 
 import argparse
 import io
@@ -109,7 +109,7 @@ def test_log_looks_as_fairseq_means_it_to(trained, generated):
 
 def test_commands_print_no_deprecation(trained, generated):
     for done in (trained[0], generated):
-        assert not re.search("deprecat|hydra|no longer", done.stderr, re.IGNORECASE), done.stderr
+        assert not re.search("deprecat|hydra|no longer|pin_memory", done.stderr, re.IGNORECASE), done.stderr
 
 
 def test_killed_training_goes_on_to_the_same_end(data, trained, tmp_path):
@@ -208,6 +208,20 @@ def test_training_killed_after_chosen_updates_goes_on_to_the_same_end(data, tmp_
     assert same(end(tmp_path / "earlier"), end(tmp_path / "whole"))
 
 
+def test_reset_meters_forget_what_patience_has_counted(data, tmp_path):
+    """A training that has stopped for want of patience goes on where meters are reset, and not otherwise."""
+    given = training(data, tmp_path, "--maximize-best-checkpoint-metric", "--patience", 1, "--no-epoch-checkpoints")
+
+    def updates_after(*words):
+        assert in_child(cli, fairseq_train, *given, *words) == 0
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "checkpoint_last.pt"))
+        return state["optimizer_history"][-1]["num_updates"]
+
+    stopped = updates_after()
+    assert stopped < 9 and updates_after() == stopped
+    assert updates_after("--reset-meters") > stopped
+
+
 def test_curriculum_ends():
     """Batches are shuffled where that is asked for, whatever was asked for in the epoch before."""
     data, batches = torch.utils.data.TensorDataset(torch.arange(9)), [[number] for number in range(9)]
@@ -216,9 +230,12 @@ def test_curriculum_ends():
     assert plain == again == sorted(shuffled) == list(range(9)) and shuffled != plain
 
 
-@pytest.mark.parametrize("name, joined", [("fp16", True), ("fp16", False), ("bf16", False)])
-def test_half_precision_goes_on_to_the_bit(name, joined, monkeypatch):
-    """By the weights of 32 bits, and with what the scale of the loss has come to."""
+HALF_PRECISIONS = pytest.mark.parametrize("name, joined", [("fp16", True), ("fp16", False), ("bf16", False)])
+
+
+@pytest.fixture
+def half_precision(name, joined, monkeypatch):
+    """Trains 99 weights by parts of batches, after each part anew from what the last has saved, but for some keys."""
     cfg = OmegaConf.structured(FairseqConfig())
     OmegaConf.set_struct(cfg, False)
     scaling = {"fp16_init_scale": 4, "fp16_scale_window": 3, "fp16_no_flatten_grads": not joined}
@@ -227,13 +244,15 @@ def test_half_precision_goes_on_to_the_bit(name, joined, monkeypatch):
     dtype = torch.float16 if name == "fp16" else torch.bfloat16
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # what a CPU calls its index
 
-    def train(*parts):
+    def train(*parts, lost=()):
         weight, file = torch.nn.Parameter(torch.ones(99, dtype=dtype)), io.BytesIO()
         for numbers in parts:
             optimizer = FP16Optimizer.build_optimizer(cfg, [weight])
             if file.tell():
                 file.seek(0)
-                optimizer.load_state_dict(torch.load(file))
+                state = torch.load(file)
+                assert state.keys() >= set(lost)
+                optimizer.load_state_dict({key: value for key, value in state.items() if key not in lost})
             for number in numbers:
                 optimizer.zero_grad()
                 optimizer.backward((weight * torch.randn(99, generator=torch.manual_seed(number)).to(dtype)).sum())
@@ -243,9 +262,38 @@ def test_half_precision_goes_on_to_the_bit(name, joined, monkeypatch):
         copies = optimizer.fp32_params
         return [weight.detach(), copies[None if joined else 0], optimizer.state_dict()]
 
-    whole, parted = train(range(8)), train(range(2), range(2, 7), range(7, 8))
+    return train
+
+
+@HALF_PRECISIONS
+def test_half_precision_goes_on_to_the_bit(name, half_precision):
+    """By the weights of 32 bits, and with what the scale of the loss has come to."""
+    whole, parted = half_precision(range(8)), half_precision(range(2), range(2, 7), range(7, 8))
     assert same(whole, parted) and not torch.equal(whole[0].float(), whole[1])
     assert name == "bf16" or whole[2]["loss_scale"] == 16
+
+
+@HALF_PRECISIONS
+def test_half_precision_goes_on_from_earlier_checkpoints(name, half_precision):
+    """Which have neither: then from the rounded weights, as fairseq does by itself."""
+    lost = ["fp32_params", *(["loss_scaler"] if name == "fp16" else [])]
+    whole, parted = half_precision(range(8)), half_precision(range(2), range(2, 8), lost=lost)
+    assert not torch.equal(parted[1], whole[1])
+    torch.testing.assert_close(parted[1], whole[1], rtol=0, atol=0.01)  # about a rounding, and eight steps of 0.001
+
+
+def test_earlier_checkpoints_go_on(data, tmp_path):
+    """Saved before there were counts of validations and weights of 32 bits in them."""
+    given = training(data, tmp_path, "--bf16", *PLATEAU, "--lr-patience", 1, "--patience", 8)
+    assert in_child(cli, fairseq_train, *given, "--max-update", 6) == 0
+    last = str(tmp_path / "checkpoint_last.pt")
+    state = torch.load(last)
+    del state["extra_state"]["validations"], state["last_optimizer_state"]["fp32_params"]
+    torch.save(state, last)
+    assert in_child(cli, fairseq_train, *given, "--max-update", 9) == 0
+    state = torch.load(last)
+    assert state["optimizer_history"][-1]["num_updates"] == 9
+    assert "validations" in state["extra_state"] and state["last_optimizer_state"]["fp32_params"]
 
 
 def same(a, b):
@@ -423,9 +471,10 @@ def test_other_log_format_is_kept(root):
 
 
 def deprecated():
-    """What every command does: compose the configuration, and enter torch's autocast."""
+    """What every command does: compose the configuration, enter torch's autocast, and load data."""
     convert_namespace_to_omegaconf(argparse.Namespace(arch="transformer", task="translation"))
     torch.cuda.amp.autocast(enabled=False)
+    list(EpochBatchIterator(torch.utils.data.TensorDataset(torch.ones(1)), lambda items: items, [[0]]).next_epoch_itr())
 
 
 def test_deprecations_are_silenced_and_nothing_else():
@@ -632,5 +681,5 @@ def test_prefetching_ends_with_the_command():
     consumer.daemon = True
     consumer.start()
     assert consumer.is_alive()
-    compat._end_consumers()
+    compat.batches._end_consumers()
     assert not consumer.is_alive()

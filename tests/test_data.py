@@ -407,7 +407,8 @@ def kill_within(step: Path, *command, **options) -> None:
     process, part = start(*command, **options), step.with_name(f"{step.name}.part")
     wait_until(lambda: part.exists() or process.poll() is not None)
     process.kill()
-    process.communicate(timeout=HANGS)
+    said = process.communicate(timeout=HANGS)
+    assert step.exists() or process.returncode == -signal.SIGKILL, said
     if step.exists():  # a busy machine sent the signal too late
         remove(step)
         remove(step.parent / "manifest.json")

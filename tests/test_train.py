@@ -13,7 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ENV, HANGS, ROOT, USER_DIR, prepared, processes_with, run, stop_when, wait_until, writer_stopped
+from commands import (
+    ENV,
+    HANGS,
+    ROOT,
+    SOON,
+    USER_DIR,
+    last_words,
+    prepared,
+    processes_with,
+    run,
+    stop_when,
+    wait_until,
+    writer_stopped,
+)
 from omegaconf import OmegaConf
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
@@ -413,9 +426,11 @@ def test_two_machines_meet(data, two_processes, tmp_path):
         kept.bind(("127.0.0.1", 0))
         words += ["--master-addr", "127.0.0.1", "--master-port", str(kept.getsockname()[1])]
         nodes = [subprocess.Popen([*words, "--node-rank", rank], env=ENV, stderr=subprocess.PIPE) for rank in "01"]
+        wait_until(lambda: any(node.poll() is not None for node in nodes))
+        said = [last_words(node, SOON) for node in nodes]
         for node in nodes:
-            err = node.communicate(timeout=HANGS)[1]
-            assert node.returncode == 0, err.decode()
+            node.kill()  # where it waits for the other
+        assert [node.returncode for node in nodes] == [0, 0], said
     assert figures(out) == figures(two_processes)
     assert sorted(path.name for path in out.glob("*.log")) == ["train.log"]
 

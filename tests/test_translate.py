@@ -6,12 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ENV, ROOT, fairseq, prepared, run
+from commands import ENV, ROOT, fairseq, prepared, run, stop_when
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
@@ -321,12 +320,7 @@ def test_distillation(runs, tmp_path):
     parts = [*options, "--part", 100, "--max-tokens", 200]
     first, second = (out.with_name(out.name + ".parts") / name for name in "01")
     process = subprocess.Popen(generating(*parts), env=ENV, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 200
-    while not first.exists():
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert "the same command goes on from here" in process.communicate(timeout=60)[1]
+    assert "the same command goes on from here" in stop_when(first.exists, process, signal.SIGINT)[1]
     assert not second.exists() and not out.exists()
     number, score, text = first.read_text(encoding="utf-8").splitlines()[0].split("\t")
     first.write_text(f"{number}\t{score}\tof before\n" + first.read_text(encoding="utf-8").partition("\n")[2])

@@ -2,6 +2,7 @@
 
 from typing import Any, List, NamedTuple, Optional
 
+import torch
 from torch import Tensor
 
 from ...ops.precision import accumulation_dtype
@@ -60,3 +61,13 @@ class Alignment(NamedTuple):
         first = weights[:, : -(-weights.size(1) * self.heads // self.all_heads)]
         wide = accumulation_dtype(weights.dtype)
         return first.mean(dim=1, dtype=wide)
+
+
+def even_attention(padding: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """What a target of n positions reads of a source without any layer: all of it alike.
+
+    A loss of alignments finds it in its place, and has no gradient there. Mask (B, m), True where the source is
+    padded -> (B, n, m).
+    """
+    real = (~padding).to(dtype)
+    return (real / real.sum(dim=1, keepdim=True)).unsqueeze(1).repeat(1, n, 1)

@@ -16,8 +16,9 @@ from ...modules.layer import at_work
 from ...modules.linear import Linear
 from ...modules.step import Step
 from ...ops.causal.state import Share, share_of_step
+from ...ops.precision import accumulation_dtype
 from ...ops.softmax import log_softmax_
-from .alignment import Alignment
+from .alignment import Alignment, even_attention
 from .build import decoder_layer
 from .source import EncodedSource, EncoderOut
 
@@ -175,6 +176,8 @@ class LunaDecoder(FairseqIncrementalDecoder):
             if aligns:
                 attn = self.read_alignment(weights, source, aligned, alignment)
                 attn = attn.view(rows, n, -1)
+        if need_attn and not layers:  # LayerDrop has left out them all
+            attn = even_attention(source.padding, n, accumulation_dtype(x.dtype))
         if self.layer_norm is not None:
             x = self.layer_norm(x)
 
