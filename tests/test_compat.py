@@ -5,11 +5,11 @@ import io
 import logging
 import os
 import pickle
-import queue
 import random
 import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import USER_DIR, cli, fairseq, in_child, in_children, run
+from commands import ROOT, USER_DIR, cli, fairseq, in_child, in_children, run
 from fairseq import checkpoint_utils, options
 from fairseq.data import Dictionary, LanguagePairDataset, TokenBlockDataset, data_utils, indexed_dataset, iterators
 from fairseq.data.iterators import EpochBatchIterator
@@ -244,9 +244,11 @@ def half_precision(name, joined, monkeypatch):
     dtype = torch.float16 if name == "fp16" else torch.bfloat16
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # what a CPU calls its index
 
-    def train(*parts, lost=()):
+    def train(*parts, lost=(), changed=None):
         weight, file = torch.nn.Parameter(torch.ones(99, dtype=dtype)), io.BytesIO()
         for numbers in parts:
+            if changed is not None and file.tell():
+                weight.data[:50] = changed
             optimizer = FP16Optimizer.build_optimizer(cfg, [weight])
             if file.tell():
                 file.seek(0)
@@ -280,6 +282,15 @@ def test_half_precision_goes_on_from_earlier_checkpoints(name, half_precision):
     whole, parted = half_precision(range(8)), half_precision(range(2), range(2, 8), lost=lost)
     assert not torch.equal(parted[1], whole[1])
     torch.testing.assert_close(parted[1], whole[1], rtol=0, atol=0.01)  # about a rounding, and eight steps of 0.001
+
+
+@HALF_PRECISIONS
+def test_half_precision_goes_on_from_a_changed_model(name, half_precision):
+    """An average of checkpoints may come with the optimizer of one: what differs is the model's, the rest goes on."""
+    (weight, copies, _), (_, want, _) = half_precision(range(2), range(2, 3), changed=7.0), half_precision(range(3))
+    torch.testing.assert_close(copies[:50], torch.full((50,), 7.0), rtol=0, atol=0.01)
+    torch.testing.assert_close(weight[:50].float(), torch.full((50,), 7.0), rtol=0, atol=0.05)
+    assert torch.equal(copies[50:], want[50:])
 
 
 def test_earlier_checkpoints_go_on(data, tmp_path):
@@ -675,11 +686,18 @@ def test_adaptive_loss_counts_every_word():
     torch.testing.assert_close(found[counted], -want.flatten()[counted])
 
 
-def test_prefetching_ends_with_the_command():
-    """A consumer that nobody reads has ended once the exit is through."""
-    consumer = iterators.BackgroundConsumer(queue.Queue(2), iter(range(10**9)), None, None)
-    consumer.daemon = True
-    consumer.start()
-    assert consumer.is_alive()
-    compat.batches._end_consumers()
-    assert not consumer.is_alive()
+def test_prefetching_ends_with_the_command(tmp_path):
+    """A consumer that nobody reads has ended once the exit is through: what was registered first runs last."""
+    program = """
+import atexit, queue
+atexit.register(lambda: print("alive" if consumer.is_alive() else "ended"))
+import fairseq_luna
+from fairseq.data.iterators import BackgroundConsumer
+consumer = BackgroundConsumer(queue.Queue(2), iter(range(10**9)), None, None)
+consumer.daemon = True
+consumer.start()
+assert consumer.is_alive()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "ended\n" and done.returncode == 0, done.stderr

@@ -151,7 +151,8 @@ def resume_in_full_precision() -> None:
 
     `FP16Optimizer` (fairseq/optim/fp16_optimizer.py) trains a copy of the weights in 32 bits, and saves neither that
     nor how long ago the scale of the loss was changed. Known by the names in its state. Both are saved and restored;
-    such a checkpoint is larger, by 4 bytes a parameter.
+    such a checkpoint is larger, by 4 bytes a parameter. A model may have been changed since, by an average of
+    checkpoints for one: a weight in 32 bits is restored only where it rounds to that of the model.
     """
     import torch
     from fairseq.optim import fp16_optimizer
@@ -178,9 +179,11 @@ def resume_in_full_precision() -> None:
             load(self, state, optimizer_overrides)
             if self.scaler is not None:
                 vars(self.scaler).update(scaler)
+            half = next((parameter.dtype for parameter in getattr(self, "fp16_params", [])), torch.float32)
             with torch.no_grad():
                 for weight, value in zip(weights(self), saved):
-                    weight.copy_(value)
+                    value = value.to(weight.device)
+                    weight.copy_(torch.where(value.to(half) == weight.to(half), value, weight))
 
         if "fp32_params" not in save.__code__.co_consts:
             optimizer.state_dict, optimizer.load_state_dict = state_dict, load_state_dict
