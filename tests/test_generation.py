@@ -290,7 +290,7 @@ def test_keys_of_a_full_cross_attention_are_computed_once_per_sentence():
     model = sharpen(build(cross_attention="full"))
     seen, kept = [], set()
     attn = model.decoder.layers[0].cross_attn
-    attn.k_proj.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].size(1)))
+    attn.k_proj.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].size(0)))
     source = sentences([12, 5, 2])
     generate(model, source, beam=4)
     assert seen == [3]
@@ -299,10 +299,10 @@ def test_keys_of_a_full_cross_attention_are_computed_once_per_sentence():
     prev = targets([5] * 6)
     for t in range(5):
         model.decoder(prev[:, : t + 1], expanded, incremental_state=state)
-        kept.add(attn._get_input_buffer(state)["prev_key"].data_ptr())
+        kept.add(state[attn].key.data_ptr())
         model.decoder.reorder_incremental_state_scripting(state, torch.tensor([1, 0, 3, 3, 4, 5]))
     assert len(kept) == 1
-    assert attn._get_input_buffer(state)["prev_key"].shape == (3, 4, 12, 8)
+    assert state[attn].key.shape == (3, 4, 12, 8)
 
 
 @torch.no_grad()

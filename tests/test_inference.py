@@ -8,16 +8,11 @@ from argparse import Namespace
 import pytest
 import torch
 from tiny import build, sentences, sharpen, targets
+from tiny import generation_of_a_command as generation
 
 from fairseq_luna.models.luna_transformer.architectures import FULL_CROSS, PLAIN_PACKS
 from fairseq_luna.modules.linear import Linear, prepare_products
 from fairseq_luna.ops.linear import PRODUCTS
-
-
-def generation(**asked):
-    """fairseq's configuration of a command that generates, as far as models look at it."""
-    asked = Namespace(**{"beam": 5, "print_alignment": None, "replace_unk": None, **asked})
-    return Namespace(common_eval=Namespace(path="model.pt"), generation=asked)
 
 
 def steps(model, length=30):

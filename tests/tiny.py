@@ -133,3 +133,9 @@ def targets(lengths: List[int], size: int = 44, seed: int = 4) -> torch.Tensor:
     return torch.cat((torch.full((len(lengths), 1), EOS), batch), dim=1)[:, : max(lengths)].masked_fill(
         torch.arange(max(lengths)) >= torch.tensor(lengths).unsqueeze(1), PAD
     )
+
+
+def generation_of_a_command(**asked):
+    """fairseq's configuration of a command that generates, as far as models look at it."""
+    asked = SimpleNamespace(**{"beam": 5, "print_alignment": None, "replace_unk": None, **asked})
+    return SimpleNamespace(common_eval=SimpleNamespace(path="model.pt"), generation=asked)

@@ -111,4 +111,4 @@ class LunaDecoderLayer(Layer):
             return cross(x, view.cross_key, view.cross_value, source.slot_padding, need_weights=need_weights)
         if step is None:
             return cross(x, source.out, source.padding, need_weights)
-        return cross.step(x, source.out, step, source.padding, need_weights)
+        return cross.step(x, source.out, step, source.padding)

@@ -3,7 +3,7 @@
 Tensors are batch first here as elsewhere in the plugin; fairseq's module has them time first.
 """
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.modules import MultiheadAttention
@@ -67,6 +67,20 @@ class CausalSelfAttention(_Attention):
         return out.view_as(x)
 
 
+class SourceState(NamedTuple):
+    """What a cross attention keeps of the source, once per sentence.
+
+    Attributes:
+        key: (B, H, m, d).
+        value: (B, H, m, d).
+        beams: how many rows of the decoder each sentence has.
+    """
+
+    key: Tensor
+    value: Tensor
+    beams: int
+
+
 class CrossAttention(_Attention):
     """Attention of the target to every position of the source: O(n m D), a step O(m D).
 
@@ -93,43 +107,35 @@ class CrossAttention(_Attention):
         """
         if need_weights:
             # fairseq's whole pass would hand out those of all heads together, after dropout
-            query, key, value = self.q_proj(x) * self.scaling, self.k_proj(source), self.v_proj(source)
-            query, key, value = (split_heads(u, self.num_heads) for u in (query, key, value))
-            out, weights = attention(query, key, value, padding, self.dropout_module, UNPACK_DTYPE)
-            return self.out_proj(merge_heads(out)), weights
+            return self.read(x, *self.keys_values(source), padding)
         x, source = x.transpose(0, 1), source.transpose(0, 1)
         out, _ = super().forward(x, source, source, key_padding_mask=padding, need_weights=False)
         return out.transpose(0, 1), None
 
-    def step(
-        self, x: Tensor, source: Tensor, step: Step, padding: Optional[Tensor] = None, need_weights: bool = False
-    ) -> Tuple[Tensor, Optional[Tensor]]:
+    def step(self, x: Tensor, source: Tensor, step: Step, padding: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """As `forward`, of the one new position of every beam, (B, beams, D)."""
-        source = source.transpose(0, 1)
-        self.set_beam_size(x.size(1))  # what is kept knows by it which rows are of one sentence
-        out, weights = super().forward(
-            x.reshape(1, -1, x.size(-1)),
-            source,
-            source,
-            key_padding_mask=padding,
-            incremental_state=step.incremental_state,
-            static_kv=True,
-            need_weights=need_weights,
-            need_head_weights=need_weights,
-        )
-        if need_weights:  # (H, B * beams, 1, m) -> (B, H, beams, m)
-            weights = weights.view(self.num_heads, *x.shape[:2], -1).transpose(0, 1)
-        return out.view_as(x), weights if need_weights else None
+        state = step.incremental_state
+        if self not in state:
+            state[self] = SourceState(*self.keys_values(source), x.size(1))
+        key, value, _ = state[self]
+        return self.read(x, key, value, padding)
+
+    def keys_values(self, source: Tensor) -> Tuple[Tensor, Tensor]:
+        """(B, m, D') -> keys and values, (B, H, m, d) each, in the order in which products read them."""
+        key, value = (split_heads(project(source), self.num_heads) for project in (self.k_proj, self.v_proj))
+        return key.contiguous(), value.contiguous()
+
+    def read(self, x: Tensor, key: Tensor, value: Tensor, padding: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+        """X (B, n, D), keys and values -> (B, n, D) and the weights (B, H, n, m)."""
+        query = split_heads(self.q_proj(x) * self.scaling, self.num_heads)
+        out, weights = attention(query, key, value, padding, self.dropout_module, UNPACK_DTYPE)
+        return self.out_proj(merge_heads(out)), weights
 
     def reorder_incremental_state(self, incremental_state: Dict[Any, Any], new_order: Tensor) -> Dict[Any, Any]:
         """Called by fairseq when beams change places or sentences end. new_order: (rows',)."""
-        saved = self._get_input_buffer(incremental_state)
-        if saved:
-            kept, _ = by_sentence(torch.div(new_order, self.beam_size, rounding_mode="floor"))
-            before = saved["prev_key"].size(0)
-            if torch.equal(kept, torch.arange(before, device=kept.device)):
-                return incremental_state
-            for name, tensor in saved.items():
-                if tensor is not None:
-                    saved[name] = tensor.index_select(0, kept)
+        if self in incremental_state:
+            key, value, beams = incremental_state[self]
+            kept, beams = by_sentence(torch.div(new_order, beams, rounding_mode="floor"))
+            if not torch.equal(kept, torch.arange(len(key), device=kept.device)):
+                incremental_state[self] = SourceState(key.index_select(0, kept), value.index_select(0, kept), beams)
         return incremental_state

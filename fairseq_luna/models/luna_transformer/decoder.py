@@ -20,6 +20,7 @@ from ...ops.precision import accumulation_dtype
 from ...ops.softmax import log_softmax_
 from .alignment import Alignment, even_attention
 from .build import decoder_layer
+from .graphs import Graphs
 from .source import EncodedSource, EncoderOut
 
 
@@ -70,6 +71,9 @@ class LunaDecoder(FairseqIncrementalDecoder):
             else:
                 nn.init.normal_(self.output_projection.weight, std=dim**-0.5)
         self.alignment = Alignment.of(cfg)
+        # whether steps may run as graphs, which `LunaTransformerModel.prepare_for_inference_` allows, and those
+        self.uses_graphs = False
+        self.graphs: Optional[Graphs] = None
         # whether attention is read; until `LunaTransformerModel` tells, at single steps alone
         self.need_attn: Optional[bool] = None
 
@@ -81,12 +85,23 @@ class LunaDecoder(FairseqIncrementalDecoder):
         if incremental_state is not None:
             prev_output_tokens = prev_output_tokens[:, -1:]
             positions = None if positions is None else positions[:, -1:]
-        x = self.word_dropout(self.embed_scale * self.embed_tokens(prev_output_tokens))
+        return self.embed_at(prev_output_tokens, positions)
+
+    def embed_at(self, tokens: Tensor, positions: Optional[Tensor]) -> Tensor:
+        """Tokens (B, n) and the embedding of their positions, (B, n, D) or (1, D) of one step -> X."""
+        x = self.word_dropout(self.embed_scale * self.embed_tokens(tokens))
         if positions is not None:
             x = x + positions
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         return self.dropout(x)
+
+    def positions_of_steps(self, most: int) -> Tensor:
+        """The embedding of each step's position, (steps, D): as far as it reaches, and no farther than so many."""
+        assert self.embed_positions is not None
+        steps = min(most, self.max_target_positions)
+        tokens = torch.full((1, steps), self.padding_idx + 1, device=self.embed_tokens.weight.device)
+        return self.embed_positions(tokens)[0]
 
     def forward(
         self,
@@ -127,6 +142,11 @@ class LunaDecoder(FairseqIncrementalDecoder):
             ValueError: if there is no such layer, or not so many heads, or if attention of another
                 layer is asked for in generation than the model is prepared for.
         """
+        asked = features_only or full_context_alignment or (alignment_layer, alignment_heads) != (None, None)
+        if incremental_state is not None:
+            logits = self.replay(prev_output_tokens, encoder_out, incremental_state, asked)
+            if logits is not None:
+                return logits, {"attn": [None], "inner_states": []}
         x, extra = self.extract_features(
             prev_output_tokens,
             encoder_out,
@@ -183,6 +203,34 @@ class LunaDecoder(FairseqIncrementalDecoder):
 
         inner_states = [s.view(rows, n, dim).transpose(0, 1) for s in states]
         return x.view(rows, n, dim), {"attn": [attn], "inner_states": inner_states}
+
+    def replay(
+        self, tokens: Tensor, encoder_out: EncoderOut, incremental_state: Dict[Any, Any], asked: bool
+    ) -> Optional[Tensor]:
+        """Logits (B, 1, V) of a step by a graph; None where there is none, or more than logits is asked for."""
+        rows, t = tokens.shape
+        decoding, (padding,) = incremental_state.get(self), encoder_out["encoder_padding_mask"]
+        suits = self.uses_graphs and not (asked or self.need_attn or self.training or torch.is_grad_enabled())
+        if suits and self.graphs is None and Graphs.suit(self):
+            self.graphs = Graphs(self)
+        if suits and self.graphs is not None and t == 1 and not incremental_state:
+            decoding = self.graphs.begin(EncodedSource.from_fairseq(encoder_out), rows)
+            if decoding is not None:
+                incremental_state[self] = decoding
+        elif decoding is not None and not (suits and decoding.goes_on(t, rows, len(padding))):
+            decoding.leave(incremental_state, rows)
+            del incremental_state[self]
+            decoding = None
+        return None if decoding is None else decoding.advance(tokens[:, -1], t, padding).unsqueeze(1)
+
+    def reorder_incremental_state(self, incremental_state: Dict[Any, Any], new_order: Tensor) -> None:
+        """Called by fairseq when beams change places or sentences end. new_order: (B',)."""
+        if self in incremental_state:
+            incremental_state[self].reorder(new_order)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "LunaDecoder":
+        self.graphs = None  # they read weights where these were
+        return super()._apply(*args, **kwargs)
 
     def share(self, t: int, device: torch.device) -> Share:
         """1/w_t of the causal mean, the same in all layers."""

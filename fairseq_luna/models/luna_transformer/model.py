@@ -120,7 +120,7 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
             or getattr(asked, "replace_unk", None) is not None
             or bool(getattr(asked, "score_reference", False))  # other models of an ensemble have it
         )
-        self.encoder.keeps_all_packs = False
+        self.encoder.keeps_all_packs, self.decoder.uses_graphs = False, True
         weight, precision = self.decoder.embed_tokens.weight, self.inference_precision
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
             # the encoder's products run once a sentence, too seldom for another layout in memory to pay

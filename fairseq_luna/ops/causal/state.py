@@ -48,7 +48,7 @@ def take(mean: Tensor, y: Tensor, z: Tensor, share: Share, in_place: bool) -> Te
     y, z = (u.to(mean.dtype) for u in (y, z))
     past, now = 1.0, 1.0
     if isinstance(share, Tensor):
-        mean.mul_(1 - share.to(mean.dtype))
+        mean.mul_((1 - share).to(mean.dtype))
         y = y * share.to(mean.dtype)
     else:
         past, now = 1 - share, share
@@ -59,7 +59,7 @@ def take(mean: Tensor, y: Tensor, z: Tensor, share: Share, in_place: bool) -> Te
 def share_of_step(t: Union[int, Tensor], decay: Optional[Tensor] = None) -> Share:
     """1/w_t of the t-th position, counted from 1. decay: lambda of each head, (H,); None for a flat mean, w_t = t."""
     if decay is None:
-        return 1 / t
+        return 1 / (t if isinstance(t, int) else t.double())
     steps = torch.full_like(decay, t) if isinstance(t, int) else t.to(decay.dtype)
     return (1 / total_weight(decay, steps)).view(-1, 1, 1)
 

@@ -1,0 +1,157 @@
+"""A decoder's step in fixed shapes and memory of its own, so that a CUDA graph can hold it."""
+
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ...modules.decoder_layer import Source
+from ...modules.softmax_attention import CrossAttention, SourceState
+from ...modules.source_layer import SourceView
+from ...modules.step import Step
+from ...ops.causal.attention import CausalState
+from ...ops.causal.state import share_of_step
+from ...ops.precision import accumulation_dtype
+from .source import EncodedSource
+
+
+class Shape(NamedTuple):
+    """What a step is made for; a batch that is smaller leaves places empty.
+
+    Attributes:
+        sentences: B.
+        beams: of each sentence.
+        slots: l.
+        positions: m of the source, where the cross attention is full; else 0.
+    """
+
+    sentences: int
+    beams: int
+    slots: int
+    positions: int
+
+    @staticmethod
+    def of(source: EncodedSource, beams: int) -> "Shape":
+        """The smallest of the sizes that steps are made for: they should serve many batches."""
+        query, key, _ = source.view(0)
+        assert query is not None
+        positions = source.out.size(1) if key is None else 0
+        return Shape(some(len(source.padding)), beams, upwards(query.size(2), 16), upwards(positions, 32))
+
+
+def some(sentences: int) -> int:
+    """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...: at most a quarter more."""
+    step = max(1, 1 << max(0, (sentences - 1).bit_length() - 3))
+    return upwards(sentences, step)
+
+
+def upwards(n: int, step: int) -> int:
+    """The next multiple of a step."""
+    return -(-n // step) * step
+
+
+class StaticStep:
+    """A step of tensors alone: what it reads and writes stays where it is, and nothing asks the device for a number.
+
+    Args:
+        decoder: a `LunaDecoder` at rest, whose self-attentions are Luna's.
+        shape: of the step.
+        positions: of the decoder's embedding for every step, (steps, D); None without.
+        views: of a batch's source, for sizes and dtypes.
+
+    Attributes:
+        tokens: the last token of each row, (rows,), with rows = B beams.
+        order: of which row each row takes the state, (rows,).
+        t: number of the step, from 1, ().
+        out: logits of the step, (rows, V), or features, after `run`.
+    """
+
+    def __init__(self, decoder: Any, shape: Shape, positions: Optional[Tensor], views: List[SourceView]):
+        self.decoder, self.shape, self.positions = decoder, shape, positions
+        self.run: Callable[[], None] = self.compute  # in place of which a captured graph may stand
+        assert views[0].causal_query is not None
+        device, dtype = views[0].causal_query.device, accumulation_dtype(views[0].causal_query.dtype)
+        rows = shape.sentences * shape.beams
+        self.tokens = torch.full((rows,), decoder.padding_idx, device=device)
+        self.identity = torch.arange(rows, device=device)
+        self.order, self.t = self.identity.clone(), torch.ones((), dtype=torch.int64, device=device)
+        self.slot_padding = torch.zeros(shape.sentences, shape.slots, dtype=torch.bool, device=device)
+        self.padding = torch.zeros(shape.sentences, shape.positions, dtype=torch.bool, device=device)
+        self.views = [SourceView(*map(self._wide, view)) for view in views]
+        self.states: List[CausalState] = []
+        self.keys_values: List[Tuple[Tensor, Tensor]] = []
+        for layer, view in zip(decoder.layers, self.views):
+            assert view.causal_query is not None
+            heads, slots, dim = view.causal_query.shape[1:]
+            keys = view.causal_query.new_zeros(rows, heads, dim, slots, dtype=dtype)
+            tied = layer.self_attn.key_value.tied
+            self.states.append(CausalState(keys, None if tied else keys.new_zeros(rows, heads, slots, dim)))
+            if isinstance(layer.cross_attn, CrossAttention):
+                wide = view.causal_query.new_zeros(shape.sentences, heads, shape.positions, dim)
+                self.keys_values.append((wide, wide.clone()))
+        self.out: Tensor = torch.empty(0)
+
+    def _wide(self, u: Optional[Tensor]) -> Optional[Tensor]:
+        """Zeros in the shape of a view's part for all sentences and slots."""
+        return None if u is None else u.new_zeros(self.shape.sentences, u.size(1), self.shape.slots, u.size(3))
+
+    def compute(self) -> None:
+        """The step."""
+        decoder, (sentences, beams, _, _) = self.decoder, self.shape
+        past = [state.reorder(self.order) for state in self.states]
+        state: Dict[Any, Any] = {layer.self_attn: before for layer, before in zip(decoder.layers, past)}
+        for layer, (key, value) in zip(decoder.layers, self.keys_values):
+            state[layer.cross_attn] = SourceState(key, value, beams)
+        step = Step(state, share_of_step(self.t, decoder.layers[0].self_attn.decays(self.t.device)))
+        here = None if self.positions is None else self.positions.index_select(0, self.t.view(1) - 1)
+        x = decoder.embed_at(self.tokens.unsqueeze(1), here).view(sentences, beams, -1)
+        source = Source(x, self.padding, self.slot_padding)
+        for layer, view in zip(decoder.layers, self.views):
+            x, _ = layer(x, source, view, step)
+        if decoder.layer_norm is not None:
+            x = decoder.layer_norm(x)
+        for kept, new in _pairs(self.states, (state[layer.self_attn] for layer in decoder.layers)):
+            kept.copy_(new)
+        self.out = decoder.output_layer(x.view(sentences * beams, -1))
+
+    def load(self, source: EncodedSource) -> None:
+        """A batch that begins: its sentences take the first places."""
+        sentences = len(source.padding)
+        self.order.copy_(self.identity)
+        for mine, theirs in _pairs(self.views, source.views):
+            mine[:sentences, :, : theirs.size(2)] = theirs
+        assert source.views[0].causal_query is not None
+        _load_mask(self.slot_padding, source.slot_padding, sentences, source.views[0].causal_query.size(2))
+        if self.keys_values:
+            _load_mask(self.padding, source.padding, sentences, source.padding.size(1))
+        for layer, both in zip(self.decoder.layers, self.keys_values):
+            for mine, theirs in zip(both, layer.cross_attn.keys_values(source.out)):
+                mine[:sentences, :, : theirs.size(2)] = theirs
+        for state, _ in _pairs(self.states, self.states):
+            state.zero_()
+
+    def load_from(self, other: "StaticStep", sentences: Tensor, rows: Tensor) -> None:
+        """What is left of a batch, out of a larger step: of its sentences, and of its rows of states."""
+        self.order.copy_(self.identity)
+        for mine, theirs in (
+            *_pairs(self.views, other.views),
+            *_pairs(self.keys_values, other.keys_values),
+            (self.slot_padding, other.slot_padding),
+            (self.padding, other.padding),
+        ):
+            mine[: len(sentences)] = theirs.index_select(0, sentences)
+        for mine, theirs in _pairs(self.states, other.states):
+            mine[: len(rows)] = theirs.index_select(0, rows)
+
+
+def _pairs(mine: Iterable[Any], theirs: Iterable[Any]) -> Iterator[Tuple[Tensor, Tensor]]:
+    """The tensors of two lists of tuples side by side, but for those that are None."""
+    for one, other in zip(mine, theirs):
+        yield from ((a, b) for a, b in zip(one, other) if a is not None)
+
+
+def _load_mask(mask: Tensor, padding: Optional[Tensor], sentences: int, width: int) -> None:
+    """What is beyond the batch is padding; of an empty sentence the first is seen, for a softmax needs something."""
+    mask.fill_(True)
+    mask[:, 0] = False
+    mask[:sentences, :width] = False if padding is None else padding
