@@ -99,6 +99,15 @@ def read_json(path: Path, default: Any = None) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
+def read_record(path: Path) -> dict:
+    """What a script noted there of its output; nothing where no file is, or one that is not of a script."""
+    try:
+        found = read_json(path, {})
+    except (ValueError, IsADirectoryError):  # no JSON, or no text
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, split at newlines alone (not, as str.splitlines does, at U+2028 and others)."""
     with open(path, "rb") as file:

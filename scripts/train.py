@@ -87,7 +87,10 @@ class Training:
         self.trained: Dict[str, Any] = {}  # and the settings of its model
         if self.checkpoint:
             state = load(self.checkpoint)
-            self.updates, self.trained = count_updates(state), luna_settings(state)
+            updates = count_updates(state)
+            if updates is None:
+                raise Problem(f"{self.checkpoint} is no checkpoint to train on from: it has no state of an optimiser")
+            self.updates, self.trained = updates, luna_settings(state)
             self.begun_by = state["cfg"]["distributed_training"]["distributed_world_size"]
         self.cpu = args.cpu or not torch.cuda.is_available() or self.given.get("layout") == "smoke"
         self.processes = args.processes or (1 if self.cpu else torch.cuda.device_count())
