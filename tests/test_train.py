@@ -152,6 +152,24 @@ def test_killed_training_leaves_nothing_at_work_and_goes_on(data, tmp_path, how,
     assert "12 updates done" in done.stdout
 
 
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from common import entry, go_on_later, run
+
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+go_on_later()
+entry("train", lambda: run([sys.executable, "-c", ""], Path("log")))
+"""
+
+
+def test_a_signal_while_a_command_begins_is_not_lost(tmp_path):
+    env = {**ENV, "PYTHONPATH": str(ROOT / "scripts")}
+    command = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(command, env=env, cwd=str(tmp_path), capture_output=True, timeout=HANGS)
+    assert done.returncode == 130 and done.stderr == b"\ntrain: stopped; the same command goes on from here\n"
+
+
 # ---- configurations
 
 
