@@ -31,7 +31,8 @@ def parse_args() -> argparse.Namespace:
         "--vocabulary-of",
         type=absolute,
         metavar="DIR",
-        help="the vocabulary of data prepared before, of the same --recipe: their models can be trained on with these",
+        help="the vocabulary of data prepared before, of the same --recipe. A model trained on that data can go on "
+        "with this",
     )
     add_options(parser, max_length=1000, max_ratio=9.0)
     return parser.parse_args()

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from argparse import Namespace
 from collections import deque
 from contextlib import contextmanager
@@ -99,6 +100,15 @@ def read_json(path: Path, default: Any = None) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
+def read_record(path: Path) -> dict:
+    """What a script noted there of its output; nothing where no file is, or one that is not of a script."""
+    try:
+        found = read_json(path, {})
+    except (ValueError, IsADirectoryError):  # no JSON, or no text
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, split at newlines alone (not, as str.splitlines does, at U+2028 and others)."""
     with open(path, "rb") as file:
@@ -145,6 +155,27 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def start(command: List[str], **options: Any) -> subprocess.Popen:
+    """Start a command that ends with this process.
+
+    A signal that comes meanwhile is heeded after that: Python ignores exceptions in what it does at a fork, and so
+    would lose the one that a signal raises.
+    """
+    came: List[int] = []
+    main = threading.current_thread() is threading.main_thread()  # no other runs handlers
+    handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM) if main}
+    handlers = {kind: handler for kind, handler in handlers.items() if callable(handler)}
+    for kind in handlers:
+        signal.signal(kind, lambda number, _: came.append(number))
+    try:
+        return subprocess.Popen(command, preexec_fn=die_with_parent, **options)
+    finally:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
 def run(
     command: List[str],
     log: Path,
@@ -155,7 +186,7 @@ def run(
     with open(log, "a", encoding="utf-8") as file:
         if file.tell():
             file.write("\n")  # the run before may have been killed in the middle of a line
-        process = subprocess.Popen(
+        process = start(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -163,7 +194,6 @@ def run(
             encoding="utf-8",
             errors="replace",
             env={**(environment or os.environ), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
-            preexec_fn=die_with_parent,
         )
         tail: Deque[str] = deque(maxlen=20)
         assert process.stdout

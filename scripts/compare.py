@@ -24,7 +24,6 @@ from common import (
     Problem,
     alone,
     claim,
-    die_with_parent,
     differences,
     entry,
     go_on_later,
@@ -33,6 +32,7 @@ from common import (
     quote,
     read_json,
     read_lines,
+    start,
     versions,
     write_json,
     write_text,
@@ -333,14 +333,13 @@ class Study:
             write_json(path, [*conditions, now])
         say(f"{arm['name']}, seed {seed}: training")
         quiet = subprocess.PIPE if self.at_once > 1 else None  # bars side by side are a tangle
-        process = subprocess.Popen(
+        process = start(
             command,
             stdin=subprocess.DEVNULL,
             stdout=quiet,
             stderr=subprocess.STDOUT if quiet else None,
             env=self.environment(place),
             encoding="utf-8",
-            preexec_fn=die_with_parent,
         )
         self.live.add(process)
         shown, _ = process.communicate()

@@ -2,12 +2,13 @@
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import Any, Container, Dict, List, NamedTuple, Sequence
 
 import recipes
 from average_checkpoints import count
-from common import Problem, sha256
+from common import Problem, read_lines, sha256
 
 SCORE = (
     "SCORE is fairseq's, as its H- lines have it: the sum of the base 2 logarithms of the probabilities of all pieces "
@@ -100,6 +101,25 @@ def search_settings(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if args.nbest:
         found["nbest"] = args.nbest
     return found
+
+
+def possible(settings: Dict[str, Any], dictionary: Path) -> Dict[str, Any]:
+    """Settings of the search that draw from no more pieces than the dictionary of the target has."""
+    few = settings.get("sampling_topk")
+    if few is None:
+        return settings
+    special = 4  # that fairseq adds: for beginning, padding, end and unknown
+    return {**settings, "sampling_topk": min(few, special + sum(1 for _ in read_lines(dictionary)))}
+
+
+def lift_limits(model: Any) -> None:
+    """Let a model read and write texts of any length, where its positions are not learned: they go on for ever."""
+    from fairseq.modules import LearnedPositionalEmbedding
+
+    for name, limit in ("encoder", "max_source_positions"), ("decoder", "max_target_positions"):
+        side = getattr(model, name, None)
+        if hasattr(side, limit) and not isinstance(getattr(side, "embed_positions", None), LearnedPositionalEmbedding):
+            setattr(side, limit, sys.maxsize)
 
 
 def flags(settings: Dict[str, Any]) -> List[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 import recipes
-from average_checkpoints import average_last, count, count_updates
+from average_checkpoints import average_last, count, count_updates, record_of
 from common import (
     Problem,
     alone,
@@ -20,6 +20,7 @@ from common import (
     quote,
     read_json,
     read_lines,
+    read_record,
     versions,
     write_json,
     write_text,
@@ -215,7 +216,7 @@ class Evaluation:
         overrides = {"data": str(self.args.data / "data-bin")}
         state = load_checkpoint_to_cpu(str(self.model), overrides)
         models, cfg, _ = load_model_ensemble_and_task([str(self.model)], overrides, state=state)
-        made = read_json(self.model.with_suffix(".json"), {})
+        made = read_record(record_of(self.model))
         facts = {
             "arch": architecture(cfg.model),
             "parameters": sum(parameter.numel() for parameter in models[0].parameters()),
@@ -315,8 +316,9 @@ def note(report: dict) -> str:
     chosen = ", chosen on the validation set" if decoding["sweep"] else ""
     inputs = model["average of"]
     averaged = f"checkpoints averaged: {len(inputs) if isinstance(inputs, list) else inputs}"
+    updates = "an unknown number of" if model["updates"] is None else f"{model['updates']:,}"
     return (
-        f"{report['name']}: {model['updates']:,} updates, {averaged}; beam {decoding['beam']}, length penalty "
+        f"{report['name']}: {updates} updates, {averaged}; beam {decoding['beam']}, length penalty "
         f"{decoding['lenpen']:g}{chosen}; {sentences:,} test sentences{official}; "
         f"data recipe {data['recipe']}."
     )

@@ -1,11 +1,13 @@
-"""Translate a subset of a run's data by beam search with its averaged model, or with those of several runs together.
+"""Translate a subset of a run's data with its averaged model, or with those of several runs together.
 
-The hypotheses come detokenised and in the order of the source, as many as there are references. Those of the training
-set are as many as the pairs in data-bin/, and their sources stand beside in the same file name with the ending of the
-source language. Does nothing where they are there and were made in the same way. A large subset is translated in parts:
-interrupted, the same command goes on after the last whole one. Options after `--` are handed to fairseq-generate."""
+By beam search, or by sampling. The translations come detokenised and in the order of the source, as many as there are
+references; of the training set, as many as the pairs in data-bin/. For the training set the sources are written too:
+FILE.en beside FILE.de. Does nothing where all is there and was made in the same way. A large subset is translated in
+parts: interrupted, the same command goes on after the last whole one. Options after `--` are handed to
+fairseq-generate."""
 
 import argparse
+import hashlib
 import heapq
 import math
 import os
@@ -29,6 +31,7 @@ from common import (
     quote,
     read_json,
     read_lines,
+    read_record,
     remove,
     run,
     sha256,
@@ -36,11 +39,11 @@ from common import (
     write_json,
     write_text,
 )
-from decoding import Hypothesis, add_search_options, agree, flags, forced_pieces, rows, search_settings
+from decoding import Hypothesis, add_search_options, agree, flags, forced_pieces, possible, rows, search_settings
 from progress import bar
 
 LENGTHS = {"max_len_a": 1.5, "max_len_b": 10}  # of a hypothesis at most, in pieces: 1.5 n + 10
-PART = 50_000  # sentences
+PART = 5_000  # sentences: minutes of work on a CPU, seconds on a GPU
 MOST_PARTS = 500  # files that are open at once when the parts are put together
 # beside the model's positions fairseq asks for those of the task, whose default of 1,024 is of no model
 NO_LIMITS = ["--max-source-positions", "1000000", "--max-target-positions", "1000000"]
@@ -80,16 +83,25 @@ def main() -> None:
         if not (folder / "model.pt").exists():
             raise Problem(f"{folder} holds no model.pt: make it by `bash scripts/average.sh {quote([str(folder)])}`")
     agree([args.data, *(folder / "data" for folder in more.others)])
-    out = args.out or args.run / "generated" / file_name(args, args.subset, args.lenpen, *asked_for(more))
+    ours = args.run / "generated"
+    out = args.out or ours / file_name(args, args.subset, args.lenpen, *asked_for(args.run, more))
     recipe = recipes.load(args.data)
     if args.subset == "train" and out.suffix != f".{recipe.target}":
         raise Problem(f"--out {out} must end in .{recipe.target}: the sources of the training set go beside it")
+    if args.out and not parts_of(out).exists() and "settings" not in read_record(record_of(out)):
+        leave_alone(out, record_of(out))
     go_on_later()
-    with alone(args.run / "generated"):
+    with alone(ours):
         out.parent.mkdir(parents=True, exist_ok=True)
-        generate(args, args.subset, args.lenpen, out, more=more)
-        if args.subset == "train":
-            write_sources(args.data, recipe, out.with_suffix(f".{recipe.source}"))
+        if args.subset == "train":  # first, as this is quick, and may be refused
+            write_sources(args.data, recipe, out.with_suffix(f".{recipe.source}"), ours)
+        try:
+            generate(args, args.subset, args.lenpen, out, more=more)
+        except KeyboardInterrupt as interrupt:
+            if any(path.name.isdigit() for path in parts_of(out).glob("*")):
+                raise
+            word = "stopped before a part was whole; the same command begins anew, and --part N makes smaller parts"
+            raise KeyboardInterrupt(word) from interrupt
 
 
 def parse_args() -> Tuple[argparse.Namespace, Extras]:
@@ -124,14 +136,15 @@ def parse_args() -> Tuple[argparse.Namespace, Extras]:
         type=count,
         default=PART,
         metavar="N",
-        help="sentences after which an interrupted translation can go on (default %(default)s)",
+        help="sentences after which an interrupted translation can go on (default %(default)s); fewer are one "
+        "part, which begins anew",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
         help="default RUN_DIR/generated/SUBSET.beamB.lenpenX.LANG, its name longer where more is asked for; with a "
-        ".json beside and, where there is one part, a .log",
+        ".json beside and, where there is one part, a .log. Files of others are not written over",
     )
     add_search_options(parser)
     args = parse(parser)
@@ -188,14 +201,36 @@ def file_name(args: argparse.Namespace, subset: str, lenpen: float, *more: str) 
     return ".".join([f"{subset}.beam{args.beam}.lenpen{lenpen:g}", *more, recipes.load(args.data).target])
 
 
-def asked_for(more: Extras) -> List[str]:
+def asked_for(run: Path, more: Extras) -> List[str]:
     """What is asked for beside the beam and the length penalty, as parts of a file's name."""
     short = {"sampling_topk": "topk", "sampling_topp": "topp", "prefix_size": "prefix"}
     found = {short.get(name, name): value for name, value in more.search.items()}
     if more.constraints:
-        found["constraints"] = f"-{found['constraints']}-{more.constraints.stem}"
+        found["constraints"] = f"-{found['constraints']}-{more.constraints.stem}-{place(more.constraints, run)}"
     words = [name if value is True else f"{name}{value}" for name, value in found.items()]
-    return words + [f"with-{folder.resolve().name}" for folder in more.others]
+    return words + [f"with-{folder.resolve().name}-{place(folder, run)}" for folder in more.others]
+
+
+def place(path: Path, run: Path) -> str:
+    """A few signs for where a file or folder lies, seen from the run: others of the same name have others."""
+    return hashlib.sha256(os.path.relpath(str(path.resolve()), str(run.resolve())).encode()).hexdigest()[:6]
+
+
+def record_of(out: Path) -> Path:
+    """Where is told how translations were made."""
+    return out.with_name(out.name + ".json")
+
+
+def parts_of(out: Path) -> Path:
+    """Where translations are kept until they are all there."""
+    return out.with_name(out.name + ".parts")
+
+
+def leave_alone(*paths: Path) -> None:
+    """Refuse to write over files that are there."""
+    for path in paths:
+        if path.exists():
+            raise Problem(f"{path} is there, and not as generate.sh wrote it: choose another --out, or move it away")
 
 
 # ---- translating
@@ -210,8 +245,10 @@ def generate(
     more: Extras = NO_EXTRAS,
 ) -> None:
     """Write the translations of a subset by RUN/model.pt to `out`, unless they are there already."""
-    models, record = [folder / "model.pt" for folder in (args.run, *more.others)], out.with_name(out.name + ".json")
+    models, record = [folder / "model.pt" for folder in (args.run, *more.others)], record_of(out)
     search = {"beam": args.beam, "lenpen": lenpen, **LENGTHS, "max_tokens": args.max_tokens, **more.search}
+    search = possible(search, args.data / "data-bin" / f"dict.{recipes.load(args.data).target}.txt")
+    search["max_len_b"] += search.get("prefix_size", 0)
     sources: List[str] = []
     if more.constraints:
         sources, room = constrained(args.data, subset, more.constraints)
@@ -221,20 +258,20 @@ def generate(
     settings.update(subset=subset, options=quote(options))
     if more.constraints:
         settings["constraints"] = fingerprint(more.constraints)
-    before = read_json(record, {}) if out.exists() else {}
+    before = read_record(record) if out.exists() else {}
     if before.get("settings") == settings:
         say(f"{out} is there already")
         return
 
     say(f"translating {subset}, beam {args.beam}, length penalty {lenpen:g}")
-    remove(record)  # so that it never stands beside a file that it is not of
     start, total = time.time(), lines(args.data, subset)
     parts = 1 if sources else number_of_parts(args, subset, total, more.part)
-    folder = out.with_name(out.name + ".parts")
+    folder = parts_of(out)
     if read_json(folder / "settings.json") != {**settings, "parts": parts}:
         remove(folder)
         folder.mkdir()
         write_json(folder / "settings.json", {**settings, "parts": parts})
+    remove(record)  # so that it never stands beside a file that it is not of
     if sources:
         write_text(folder / "source", "".join(line + "\n" for line in sources))
         options += ["--input", str(folder / "source"), "--buffer-size", "10000"]
@@ -296,11 +333,13 @@ def best(data: Path, model: Path, subset: str, options: List[str], runner: Calla
 
 
 def fairseq_command(name: str, data: Path, models: Sequence[Path], subset: str, options: List[str]) -> List[str]:
+    """fairseq-generate or fairseq-interactive, by its name, with models that take texts of any length."""
     recipe = recipes.load(data)
     for model in models:
         if os.pathsep in str(model):
             raise Problem(f"fairseq takes {model} for several files, as {os.pathsep} is in it: rename the folder")
-    command = [sys.executable, "-m", f"fairseq_cli.{name}", str(data / "data-bin"), "--user-dir", str(USER_DIR)]
+    process = [str(REPO / "scripts" / "generate_process.py"), name]
+    command = [sys.executable, *process, str(data / "data-bin"), "--user-dir", str(USER_DIR)]
     command += ["--path", os.pathsep.join(map(str, models)), "--gen-subset", subset, "--task", "translation"]
     return command + ["--source-lang", recipe.source, "--target-lang", recipe.target, *NO_LIMITS, *options]
 
@@ -315,6 +354,7 @@ def search_by(command: List[str], data: Path, runner: Callable, shown: Any) -> D
     """
     found: Dict[int, List[Tuple[float, str]]] = {}
     too_long: List[str] = []
+    too_many: List[str] = []
 
     def collect(text: str) -> None:
         if text.startswith("H-"):
@@ -323,17 +363,21 @@ def search_by(command: List[str], data: Path, runner: Callable, shown: Any) -> D
             found.setdefault(int(number), []).append((float(score), pieces))
         elif "max_positions=" in text and "invalid" in text:
             too_long.append(text.strip())
+        elif "Sentences lengths should not exceed max_tokens" in text:
+            too_many.append(text.strip())
 
     try:
         runner(command, collect)
     except Problem:
-        if not too_long:
+        if not too_long and not too_many:
             raise
+    if too_many:
+        raise Problem(f"a sentence has more pieces than a batch ({too_many[0]}): give a larger --max-tokens")
     if too_long:
         raise Problem(
             f"{shown.n:,} hypotheses came for the {shown.total:,} references: some sentence is longer than the model's "
-            f"positions ({too_long[0]}). With sinusoidal positions the option `-- --model-overrides "
-            "\"{'max_source_positions': N, 'max_target_positions': N}\"` makes room for it"
+            f"positions ({too_long[0]}). Learned positions end there: cut the sentence, or leave it out, and prepare "
+            "the data again"
         )
     pieces = [text.split(" ") if text else [] for hypotheses in found.values() for _, text in hypotheses]
     texts = iter(recipes.load(data).decode(pieces))
@@ -372,21 +416,38 @@ def constrained(data: Path, subset: str, file: Path) -> Tuple[List[str], int]:
     return found, room
 
 
-def write_sources(data: Path, recipe: recipes.Recipe, path: Path) -> None:
-    """Write the lines of raw/train.SOURCE that data-bin/ holds, which is not those of pairs with too many pieces."""
-    if path.exists() and path.stat().st_mtime_ns > (data / "manifest.json").stat().st_mtime_ns:
+def write_sources(data: Path, recipe: recipes.Recipe, path: Path, ours: Path) -> None:
+    """Write the lines of raw/train.SOURCE that data-bin/ holds, which is not those of pairs with too many pieces.
+
+    A .json beside tells of which data they are. A file that is not of generate.sh is left alone, outside of `ours`.
+    """
+    record, made_of = record_of(path), fingerprint(data / "manifest.json")
+    known = read_record(record)
+    written = path.exists() and known.get("sha256") == fingerprint(path)
+    if written and known.get("data") == made_of:
         return
     name = f"train.{recipe.source}"
     raw, pieces, tokens = (data / folder / name for folder in ("raw", "pieces", "tokens"))
     kept = read_lines(pieces)
     wanted = next(kept, None)
-    with whole(path) as beside, open(beside, "w", encoding="utf-8", newline="\n") as file:
-        for line, tokenised in zip(read_lines(raw), read_lines(tokens if tokens.exists() else raw)):
-            if " ".join(recipe.split([tokenised])[0]) == wanted:
-                file.write(line + "\n")
-                wanted = next(kept, None)
-        if wanted is not None:
-            raise Problem(f"{pieces} is not of the same text as {raw}: prepare the data again")
+    with whole(path) as beside:
+        with open(beside, "w", encoding="utf-8", newline="\n") as file:
+            for line, tokenised in zip(read_lines(raw), read_lines(tokens if tokens.exists() else raw)):
+                if " ".join(recipe.split([tokenised])[0]) == wanted:
+                    file.write(line + "\n")
+                    wanted = next(kept, None)
+        now = sha256(beside)
+        try:
+            if wanted is not None:
+                raise Problem(f"{pieces} is not of the same text as {raw}: prepare the data again")
+            # those of an earlier version, or of a command that was killed here, have no record, but are the same
+            same = path.exists() and fingerprint(path) == now
+            if path.parent != ours and not written:
+                leave_alone(*([] if same else [path]), *([] if "sha256" in known else [record]))
+        except Problem:
+            remove(beside)
+            raise
+    write_json(record, {"data": made_of, "sha256": now})
     say(f"wrote {path}: the sources")
 
 

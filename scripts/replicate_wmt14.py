@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import List
 
-from common import REPO, Problem, claim, die_with_parent, differences, entry, go_on_later, quote, read_json
+from common import REPO, Problem, claim, differences, entry, go_on_later, quote, read_json, start
 
 # What --smoke makes of it: all steps at a size for a CPU, with figures that mean nothing.
 SMOKE = {
@@ -82,7 +82,7 @@ def step(name: str, script: str, options: List) -> None:
     """Run one of our scripts, its output ours."""
     command = [sys.executable, str(REPO / script), *map(str, options)]
     print(f"replicate-wmt14: {name}", flush=True)
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+    process = start(command, stdin=subprocess.DEVNULL)
     try:
         code = process.wait()
     except BaseException:

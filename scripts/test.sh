@@ -12,7 +12,7 @@ Sets up the environment where needed (scripts/setup.sh), then runs ruff, mypy an
   --check   ruff and mypy alone
 
 Examples:
-  bash scripts/test.sh tests/test_attention.py -k causal
+  bash scripts/test.sh tests/test_functional.py -k causal
   PYTHON=python3.12 VENV=.venv-312 bash scripts/test.sh
   STOCK_PYTHON=python3.9 bash scripts/test.sh --stock
 EOF

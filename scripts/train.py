@@ -2,8 +2,9 @@
 
 CONFIG is the name of a file in configs/, or the path of one of your own, with the folders that it takes from (model/,
 layout/ and so on) beside it. KEY=VALUE overrides any key of it, or sets any other that fairseq has for the task, the
-model, the criterion and so on, such as task.eval_bleu=true. On several
-machines give the same command on each, with torchrun's options for meeting (--nnodes and either --node-rank,
+model, the criterion and so on, such as task.eval_bleu=true.
+
+On several machines give the same command on each, with torchrun's options for meeting (--nnodes and either --node-rank,
 --master-addr, --master-port or --rdzv-backend, --rdzv-endpoint, --rdzv-id), and a folder --out that all of them see."""
 
 import argparse
@@ -87,7 +88,10 @@ class Training:
         self.trained: Dict[str, Any] = {}  # and the settings of its model
         if self.checkpoint:
             state = load(self.checkpoint)
-            self.updates, self.trained = count_updates(state), luna_settings(state)
+            updates = count_updates(state)
+            if updates is None:
+                raise Problem(f"{self.checkpoint} is no checkpoint to train on from: it has no state of an optimiser")
+            self.updates, self.trained = updates, luna_settings(state)
             self.begun_by = state["cfg"]["distributed_training"]["distributed_world_size"]
         self.cpu = args.cpu or not torch.cuda.is_available() or self.given.get("layout") == "smoke"
         self.processes = args.processes or (1 if self.cpu else torch.cuda.device_count())
@@ -304,8 +308,13 @@ class Training:
         return {"layout": asked}
 
 
-# what makes it another experiment, of all that may change when a training goes on
+# what makes it another experiment, of all that may change when a training goes on: not how much memory the gradients
+# take, how a trained model is used, and what is looked at meanwhile
+NEITHER = (
+    r"model\.(checkpoint_activations|offload_activations|min_params_to_wrap|export|inference_precision) |task\.eval_"
+)
 EXPERIMENT = re.compile(
+    rf"(?!{NEITHER})"
     r"(data: |(model|task|criterion|optimizer|lr_scheduler)\.|optimization\.(lr|clip_norm|sentence_avg) |common\.seed )"
 )
 PLACES = "common.user_dir", "common.tensorboard_logdir", "task.data", "checkpoint.save_dir", "checkpoint.restore_file"

@@ -13,7 +13,16 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 import recipes
 from average_checkpoints import count
 from common import Problem, entry, import_plugin
-from decoding import Hypothesis, add_search_options, agree, forced_pieces, rows, search_settings
+from decoding import (
+    Hypothesis,
+    add_search_options,
+    agree,
+    forced_pieces,
+    lift_limits,
+    possible,
+    rows,
+    search_settings,
+)
 from quickstart import DECODING
 
 
@@ -151,9 +160,8 @@ class Translator:
         paths = [str(checkpoint) for checkpoint, _ in found]
         self.models, cfg, self.task = checkpoint_utils.load_model_ensemble_and_task(paths, {"data": str(found[0][1])})
         settings = {"beam": DECODING["--beam"], "lenpen": DECODING["--lenpen"], **(search or {})}
+        settings = possible(settings, found[0][1] / f"dict.{self.recipe.target}.txt")
         utils.set_torch_seed(settings.pop("seed", 1))
-        if "sampling_topk" in settings:
-            settings["sampling_topk"] = min(settings["sampling_topk"], len(self.task.target_dictionary))
         cfg.common_eval.path = paths[0]  # as in fairseq's commands: nothing here shows attention
         cfg.generation.max_len_a, cfg.generation.max_len_b = DECODING["--max-len-a"], DECODING["--max-len-b"]
         for name, value in settings.items():
@@ -272,15 +280,6 @@ class Translator:
 
         batch = dataset.collater([dataset[i] for i in numbers])
         return move_to_cuda(batch) if self.gpu else batch
-
-
-def lift_limits(model: Any) -> None:
-    """Let a model read and write texts of any length, where its positions are not learned: they go on for ever."""
-    from fairseq.modules import LearnedPositionalEmbedding
-
-    for side, limit in (model.encoder, "max_source_positions"), (model.decoder, "max_target_positions"):
-        if hasattr(side, limit) and not isinstance(getattr(side, "embed_positions", None), LearnedPositionalEmbedding):
-            setattr(side, limit, sys.maxsize)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Translate text, line for line, with a model that quickstart.sh trained. `--help` lists the options.
+# Translate text, line for line, with a model of quickstart.sh or train.sh, or several. `--help` lists the options.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 reuse_memory

@@ -34,6 +34,31 @@ def run(command, fails=False, **options):
     return done
 
 
+def script(name: str, *args) -> list:
+    """The words of a script of the checkout, such as scripts/train.py."""
+    return [sys.executable, str(ROOT / name), *map(str, args)]
+
+
+def start(name: str, *args, **options) -> subprocess.Popen:
+    """A script at work, its output text unless `encoding` is None."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(script(name, *args), **{**pipes, "env": ENV, "encoding": "utf-8", **options})
+
+
+def outputs(name: str, *args, text=None, code: int = 0, **options) -> tuple:
+    """Runs a script to its end, with `text` to read; what it wrote to stdout and to stderr."""
+    process = start(name, *args, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE, **options)
+    out, err = process.communicate(text, timeout=HANGS)
+    assert process.returncode == code and "Traceback" not in str(err), f"{out}{err}"
+    return out, err
+
+
+def call(name: str, *args, code: int = 0, **options) -> str:
+    """Runs a script to its end; what it said on stdout, and on stderr too where it ought to fail."""
+    out, err = outputs(name, *args, code=code, **options)
+    return out + err if code else out
+
+
 def in_children(*calls):
     """The exit codes of forked processes (fresh ones would spend seconds on imports) that each make a call."""
 
@@ -118,15 +143,15 @@ def writer_stopped(path: Path) -> Iterator[Callable[[], bool]]:
         path.unlink()
 
 
-def processes_with(word: str) -> list:
-    """The ids of processes whose command holds a word."""
+def processes_with(text: str, file: str = "cmdline") -> list:
+    """The ids of processes whose command, or with "environ" whose environment, holds a text."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if word.encode() in (folder / "cmdline").read_bytes():
+            if text.encode() in (folder / file).read_bytes():
                 found.append(int(folder.name))
         except OSError:
-            pass  # it has ended meanwhile
+            pass  # it has ended meanwhile, or is somebody else's
     return found
 
 
@@ -142,6 +167,6 @@ def prepared(folder: Path, *options: str) -> Path:
             )
             (folder / f"{split}.{lang}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", str(folder / split))]
-    command = [sys.executable, str(ROOT / "data-prep" / "prepare_corpus.py"), *splits, "--source", "en"]
-    run([*command, "--target", "de", "--vocab-size", "320", "--workers", "1", "--out", str(folder / "data"), *options])
+    languages = ["--source", "en", "--target", "de", "--vocab-size", "320", "--workers", "1"]
+    call("data-prep/prepare_corpus.py", *splits, *languages, "--out", folder / "data", *options)
     return folder / "data"

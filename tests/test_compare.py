@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ENV, ROOT, prepared, processes_with, run, stop_when, wait_until
+from commands import ENV, ROOT, prepared, processes_with, run, script, stop_when, wait_until
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import compare as compare_script  # noqa: E402
 import gradients  # noqa: E402
 import plot_attention  # noqa: E402
+from common import entry  # noqa: E402
 
 STUDY = """
 config: quickstart
@@ -39,14 +40,53 @@ arms:
 """
 
 
+LUNA_ALONE = STUDY.replace("  - {name: Transformer, arch: transformer_quickstart}\n", "")
+assert LUNA_ALONE != STUDY
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return prepared(tmp_path_factory.mktemp("it's a folder"))
 
 
 def compare(study: Path, data: Path, out: Path, *words) -> list:
-    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), str(study), "--data", str(data), "--out", str(out)]
-    return [*command, "--cpu", *map(str, words)]
+    return script("scripts/compare.py", study, "--data", data, "--out", out, "--cpu", *words)
+
+
+@pytest.fixture
+def here(monkeypatch, capfd):
+    """A script in this process, which saves seconds of imports: what it said, and the message that it ended with."""
+
+    def call_it(module, *words, fails=False) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
+        monkeypatch.setattr(compare_script, "go_on_later", lambda: None)
+        capfd.readouterr()
+        ended: object = ""
+        try:
+            entry(module.__name__, module.main)
+        except SystemExit as stop:
+            ended = stop.code
+        said = capfd.readouterr()
+        assert bool(ended) == fails and "Traceback" not in said.err, f"{said.out}{said.err}{ended}"
+        return f"{said.out}{said.err}{ended}"
+
+    return call_it
+
+
+@pytest.fixture
+def compared(here):
+    """compare.sh in this process."""
+
+    def call_it(*command, fails=False) -> str:
+        return here(compare_script, *compare(*command)[2:], fails=fails)
+
+    return call_it
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """compare.sh finds all trained: another test asks it to look."""
+    monkeypatch.setattr(compare_script.Study, "train", lambda self, arm, seed, place: None)
 
 
 @pytest.fixture(scope="module")
@@ -96,62 +136,58 @@ def test_a_finished_study_is_not_done_again(finished, data):
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
     kept.update({path: path.stat().st_mtime_ns for path in out.rglob("scores.json")})
     assert len(kept) > 8
-    run(compare(finished / "study.yaml", data, out, "--at-once", 2))
+    run(compare(finished / "study.yaml", data, out, "--at-once", 2, "--seeds", 1))
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_a_part_of_a_study_leaves_the_rest_in_the_report(finished, data):
+def test_a_part_of_a_study_leaves_the_rest_in_the_report(finished, data, compared, trained):
     out = finished / "out"
     before = (out / "report.md").read_text(encoding="utf-8").splitlines()[:5]
-    run(compare(finished / "study.yaml", data, out, "--seeds", 2))
+    compared(finished / "study.yaml", data, out, "--seeds", 2)
     assert (out / "report.md").read_text(encoding="utf-8").splitlines()[:5] == before
     assert all(cell.startswith("1: ") and ", 2: " in cell for cell in before[3].split(" | ")[-2:])
 
 
-def test_trained_on_from_another_study(finished, data):
-    study, out = finished / "study.yaml", finished / "on from it's models"
+def test_trained_on_from_another_study(finished, data, compared, here, monkeypatch):
+    study, out = finished / "luna.yaml", finished / "on from it's models"
+    study.write_text(LUNA_ALONE, encoding="utf-8")
     words = "--start", finished / "out", "optimization.max_update=6"
     run(compare(study, data, out, "--seeds", 1, *words))
-    for arm in json.loads((out / "report.json").read_text(encoding="utf-8"))["arms"]:
-        (here,) = arm["trainings"]
-        there = json.loads((finished / "out" / here["run"] / "scores.json").read_text(encoding="utf-8"))
-        assert here["valid nll by updates"]["6"] < there["valid nll by updates"]["6"] - 0.05
-    run(compare(study, data, out, "--seeds", 1, "--start", os.path.relpath(finished / "out"), words[-1]))
-    begun_here = [
-        sys.executable,
-        str(ROOT / "scripts" / "gradients.py"),
-        "--start",
-        "--model",
-        str(out / "Luna-a-b" / "seed1"),
-    ]
-    assert "did not start from its seed, but from" in run(begun_here, fails=True).stderr
-    done = run(compare(study, data, out, "--seeds", 7, *words), fails=True)
-    assert "to begin with: train this arm and seed there, or leave out --start" in done.stderr + done.stdout
-    done = run(compare(study, data, out, "optimization.max_update=6", "--seeds", 1), fails=True)
-    assert "was begun with other settings: start was" in done.stderr
+    (arm,) = json.loads((out / "report.json").read_text(encoding="utf-8"))["arms"]
+    (training,) = arm["trainings"]
+    there = json.loads((finished / "out" / training["run"] / "scores.json").read_text(encoding="utf-8"))
+    assert training["valid nll by updates"]["6"] < there["valid nll by updates"]["6"] - 0.05
+    with monkeypatch.context() as patched:
+        patched.setattr(compare_script.Study, "train", lambda self, arm, seed, place: None)
+        compared(study, data, out, "--seeds", 1, "--start", os.path.relpath(finished / "out"), words[-1])
+    begun_there = here(gradients, "--start", "--model", out / "Luna-a-b" / "seed1", fails=True)
+    assert "did not start from its seed, but from" in begun_there
+    said = compared(study, data, out, "--seeds", 7, *words, fails=True)
+    assert "to begin with: train this arm and seed there, or leave out --start" in said
+    said = compared(study, data, out, "optimization.max_update=6", "--seeds", 1, fails=True)
+    assert "was begun with other settings: start was" in said
 
 
-def test_what_training_cannot_begin_with(finished, data, tmp_path):
+def test_what_training_cannot_begin_with(finished, data, tmp_path, compared):
     study = tmp_path / "study.yaml"
-    study.write_text(STUDY.replace("projection_length: 4", "projection_length: 5"), encoding="utf-8")
+    study.write_text(LUNA_ALONE.replace("projection_length: 4", "projection_length: 5"), encoding="utf-8")
     words = "--start", finished / "out", "--seeds", 1
-    done = run(compare(study, data, tmp_path / "out", *words), fails=True)
-    assert "is of another arm: overrides was" in done.stdout
+    assert "is of another arm: overrides was" in compared(study, data, tmp_path / "out", *words, fails=True)
     other = tmp_path / "data"
     shutil.copytree(data, other)
     for path in (other / "data-bin").glob("dict.*.txt"):
         path.write_text("".join(reversed(path.read_text(encoding="utf-8").splitlines(True))), encoding="utf-8")
-    done = run(compare(finished / "study.yaml", other, tmp_path / "none yet", *words), fails=True)
-    assert "prepare the data with --vocabulary-of" in done.stdout and "2 of 2 failed" in done.stderr
-    assert "the report has the rest" not in done.stderr
+    said = compared(finished / "study.yaml", other, tmp_path / "none yet", *words, fails=True)
+    assert "prepare the data with --vocabulary-of" in said and "2 of 2 failed" in said
+    assert "the report has the rest" not in said
 
 
 def test_a_study_mended_goes_on_in_the_same_folder(tmp_path, data):
     """What failed before anything was trained binds to nothing."""
     study, out = tmp_path / "study.yaml", tmp_path / "out"
-    text = STUDY.replace("optimization.max_update: 12", "optimization.max_update: 6")
+    text = LUNA_ALONE.replace("optimization.max_update: 12", "optimization.max_update: 6")
     study.write_text(text.replace("projection_length: 4", "projection_length: 0"), encoding="utf-8")
-    words = "--seeds", 1, "--arms", "Luna, a/b"
+    words = "--seeds", 1
     run(compare(study, data, out, "optimization.max_update=x", *words), fails=True)
     assert json.loads((out / "Luna-a-b" / "seed1.conditions.json").read_text(encoding="utf-8")) == []
     study.write_text(text, encoding="utf-8")
@@ -175,13 +211,13 @@ def test_sigterm_ends_a_study_at_once(tmp_path, data):
     wait_until(lambda: processes_with(str(out)) == [])
 
 
-def test_another_study_is_not_mixed_in(finished, data):
-    done = run(compare(finished / "study.yaml", data, finished / "out", "optimization.max_update=24"), fails=True)
-    assert "was begun with other settings: given was [], now ['optimization.max_update=24']" in done.stderr
+def test_another_study_is_not_mixed_in(finished, data, compared):
+    said = compared(finished / "study.yaml", data, finished / "out", "optimization.max_update=24", fails=True)
+    assert "was begun with other settings: given was [], now ['optimization.max_update=24']" in said
     study = finished / "changed.yaml"
     study.write_text(STUDY.replace("projection_length: 4", "projection_length: 5"), encoding="utf-8")
-    done = run(compare(study, data, finished / "out", "--arms", "Transformer"), fails=True)
-    assert "was trained as another arm: overrides was" in done.stderr
+    said = compared(study, data, finished / "out", "--arms", "Transformer", fails=True)
+    assert "was trained as another arm: overrides was" in said
 
 
 @pytest.mark.parametrize(
@@ -208,7 +244,7 @@ def test_another_study_is_not_mixed_in(finished, data):
         ("name: Transformer,", "name: '..',", "the name of an arm must be text with a letter or a digit, but is '..'"),
     ],
 )
-def test_a_wrong_study_is_told(tmp_path, data, old, new, says):
+def test_a_wrong_study_is_told(tmp_path, data, compared, old, new, says):
     study = tmp_path / "study.yaml"
     text = STUDY.replace(old, new, 1)
     if new.endswith("seeds:"):
@@ -216,23 +252,22 @@ def test_a_wrong_study_is_told(tmp_path, data, old, new, says):
     if new.startswith("["):
         text = text.replace("model.projection_length: 4}", "model.projection_length]")
     study.write_text(text, encoding="utf-8")
-    done = run(compare(study, data, tmp_path / "out"), fails=True)
-    assert says in done.stderr and "Traceback" not in done.stderr
+    assert says in compared(study, data, tmp_path / "out", fails=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_words_are_told(tmp_path, data):
-    assert "there is no study nothing: give the path" in run(compare("nothing", data, tmp_path), fails=True).stderr
-    said = run(compare("quickstart", data, tmp_path, "--seeds", 1, "model.dropout=0"), fails=True).stderr
+def test_wrong_words_are_told(tmp_path, data, compared):
+    assert "there is no study nothing: give the path" in compared("nothing", data, tmp_path, fails=True)
+    said = compared("quickstart", data, tmp_path, "--seeds", 1, "model.dropout=0", fails=True)
     assert "model.dropout=0 is no seed: each KEY=VALUE stands right after STUDY" in said
     study = tmp_path / "study.yaml"
     study.write_text(STUDY, encoding="utf-8")
-    assert "holds no prepared data" in run(compare(study, tmp_path, tmp_path / "out"), fails=True).stderr
+    assert "holds no prepared data" in compared(study, tmp_path, tmp_path / "out", fails=True)
     for word in "model.projection_length=8", "model=luna_transformer":
-        done = run(compare(study, data, tmp_path / "out", word), fails=True)
-        assert f"{word} would make other models of" in done.stderr and "Luna, a/b" in done.stderr
-    done = run(compare(study, data, tmp_path / "out", "--arms", "Luna"), fails=True)
-    assert "Luna is none of the arms: Transformer, Luna, a/b" in done.stderr
+        said = compared(study, data, tmp_path / "out", word, fails=True)
+        assert f"{word} would make other models of" in said and "Luna, a/b" in said
+    said = compared(study, data, tmp_path / "out", "--arms", "Luna", fails=True)
+    assert "Luna is none of the arms: Transformer, Luna, a/b" in said
 
 
 def test_a_failing_arm_does_not_stop_the_others(tmp_path, data):
@@ -244,23 +279,22 @@ def test_a_failing_arm_does_not_stop_the_others(tmp_path, data):
     assert "| Transformer |" in (out / "report.md").read_text(encoding="utf-8")
 
 
-def plot(model: Path, out: Path, *words, text: str = "the red cat sees a dog\n\nwe\n", **options):
-    command = [sys.executable, str(ROOT / "scripts" / "plot_attention.py"), "--model", str(model), "--out", str(out)]
-    return run([*command, *words], input=text, **options)
-
-
-def test_attention_is_drawn(finished, tmp_path):
+def test_attention_is_drawn(finished, tmp_path, here):
     out = finished / "out"
-    done = plot(out / "Luna-a-b" / "seed1", tmp_path / "maps.svg")
+    luna, text, empty = out / "Luna-a-b" / "seed1", tmp_path / "text", tmp_path / "empty"
+    text.write_text("the red cat sees a dog\n\nwe\n", encoding="utf-8")
+    empty.write_text("\n", encoding="utf-8")
+    said = here(plot_attention, "--model", luna, "--out", tmp_path / "maps.svg", text)
     assert b"</svg>" in (tmp_path / "maps.svg").read_bytes()
     facts = json.loads((tmp_path / "maps.svg.json").read_text(encoding="utf-8"))
     assert facts["sentences"] == 2 and list(facts["means"]) == ["encoder 1", "cross 1"]
     for row in facts["means"].values():
         assert row["reads"] >= 1 and 0 <= row["overlap"] <= 1 and 0 < row["survives"] <= 1 and 0 < row["peak"] <= 1
-    assert "cross 1" in done.stdout
-    assert "is no Luna model" in plot(out / "Transformer" / "seed1", tmp_path / "a.png", fails=True).stderr
-    assert "there is no sentence" in plot(out / "Luna-a-b" / "seed1", tmp_path / "a.png", text="\n", fails=True).stderr
-    assert "must end in .png" in plot(out / "Luna-a-b" / "seed1", tmp_path / "a.gif", fails=True).stderr
+    assert "cross 1" in said
+    transformer, png = out / "Transformer" / "seed1", ["--out", tmp_path / "a.png"]
+    assert "is no Luna model" in here(plot_attention, "--model", transformer, *png, text, fails=True)
+    assert "there is no sentence" in here(plot_attention, "--model", luna, *png, empty, fails=True)
+    assert "must end in .png" in here(plot_attention, "--model", luna, "--out", tmp_path / "a.gif", text, fails=True)
     assert not (tmp_path / "a.png").exists()
 
 
@@ -280,33 +314,23 @@ def test_figures_of_attention():
     assert found == pytest.approx({"reads": 1, "overlap": 1, "survives": 0.25, "peak": 0.5})
 
 
-def test_gradients_by_module(finished, tmp_path):
+def test_gradients_by_module(finished, tmp_path, here, recwarn):
     models = [finished / "out" / name / "seed1" for name in ("Luna-a-b", "Transformer")]
 
     def measured(*words) -> list:
-        command = [
-            sys.executable,
-            str(ROOT / "scripts" / "gradients.py"),
-            "--batches",
-            "2",
-            "--out",
-            str(tmp_path / "a"),
-        ]
-        done = run([*command, *words, "--model", *map(str, models)])
-        assert "| reaches the source |" in done.stdout and "Warning" not in done.stderr
+        said = here(gradients, "--batches", 2, "--out", tmp_path / "a", *words, "--model", *models)
+        assert "| reaches the source |" in said
         return list(json.loads((tmp_path / "a").read_text(encoding="utf-8"))["means"].values())
 
     trained, begun = measured(), measured("--start")
     assert begun == measured("--start")
+    assert not [warning for warning in recwarn if "pin_memory" in str(warning.message)]
     for after, before in zip(trained, begun):
         assert after["loss"] < before["loss"]
         assert "the rest" not in after and all(value > 0 for value in after.values()) and after["tells apart"] < 1
     luna, transformer = map(set, trained)
     assert luna - transformer == {"packs of the encoder", "packs of the cross attention"} and transformer < luna
-    assert (
-        "holds no model"
-        in run([sys.executable, str(ROOT / "scripts" / "gradients.py"), "--model", str(tmp_path)], fails=True).stderr
-    )
+    assert "holds no model" in here(gradients, "--model", tmp_path, fails=True)
 
 
 def test_what_tells_positions_apart():
@@ -329,18 +353,16 @@ def test_the_studies_here_are_sound():
 
 
 def test_help():
-    for script in "compare.sh", "plot_attention.py", "gradients.py":
-        shell = ["bash"] if script.endswith(".sh") else [sys.executable]
-        shown = run([*shell, str(ROOT / "scripts" / script), "--help"]).stdout
-        assert f"usage: {script}" in shown and "--out" in shown
+    shown = run(["bash", str(ROOT / "scripts" / "compare.sh"), "--help"]).stdout
+    assert "usage: compare.sh" in shown and "--out" in shown
 
 
-def test_another_baseline_is_tested_anew(finished, data, tmp_path):
+def test_another_baseline_is_tested_anew(finished, data, tmp_path, compared, trained):
     """The new one's row has no test of it against the former one."""
     study, out = tmp_path / "turned.yaml", tmp_path / "out"
     shutil.copytree(finished / "out", out, symlinks=True)
     study.write_text(STUDY + 'baseline: "Luna, a/b"\n', encoding="utf-8")
-    run(compare(study, data, out))
+    compared(study, data, out)
     text = (out / "report.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in text.splitlines()[:4]]
     assert rows[0][-2:] == ["BLEU against Luna, a/b (p)", "chrF against Luna, a/b (p) |"]

@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import re
 import resource
 import shutil
@@ -17,47 +16,29 @@ from typing import Callable, Dict, List
 
 import mirror
 import pytest
-from commands import HANGS, stop_when, wait_until
+from commands import ENV, HANGS, ROOT, call, processes_with, start, stop_when, wait_until
 
 from fairseq.data import Dictionary, data_utils  # isort: skip
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts"))
 
 import recipes  # noqa: E402
 from common import remove  # noqa: E402
 
 PAIRS = 4500  # of the mirror: several blocks of lines
 LEARNT = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def start(script: str, *args, **options) -> subprocess.Popen:
-    command = [sys.executable, str(REPO / "data-prep" / script), *map(str, args)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **{"env": ENV, "encoding": "utf-8", **options}
-    )
-
-
-def call(script: str, *args, code: int = 0, **options) -> str:
-    """Run a script to its end; what it said, on stdout where all went well and else on stderr."""
-    process = start(script, *args, **options)
-    out, err = process.communicate(timeout=HANGS)
-    assert process.returncode == code, out + err
-    assert "Traceback" not in err
-    return out + err if code else out
 
 
 def prepare(folder: Path, *args, **options) -> str:
     """prepare-corpus.sh on the text in `folder`."""
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", folder / split)]
     languages = ["--source", "en", "--target", "de", "--vocab-size", "400", "--workers", "1"]
-    return call("prepare_corpus.py", *splits, *languages, "--out", folder / "out", *args, **options)
+    return call("data-prep/prepare_corpus.py", *splits, *languages, "--out", folder / "out", *args, **options)
 
 
 def wmt14(server, out: Path, *args) -> list:
     """prepare-wmt14-en-de.sh with a mirror."""
-    return ["prepare_wmt14.py", "--mirror", server.url, "--out", out, "--vocab-size", "1500", *args]
+    return ["data-prep/prepare_wmt14.py", "--mirror", server.url, "--out", out, "--vocab-size", "1500", *args]
 
 
 def read(path: Path) -> List[str]:
@@ -258,7 +239,7 @@ def test_interrupted_at_once_while_learning(corpus):
         (corpus / f"train.{lang}").write_text("".join(f"{line}\n" for line in lines) * 2)
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", corpus / split)]
     options = ["--recipe", "moses-bpe", "--vocab-size", "30000", "--source", "en", "--target", "de", "--workers", "1"]
-    process = start("prepare_corpus.py", *splits, *options, "--out", corpus / "out")
+    process = start("data-prep/prepare_corpus.py", *splits, *options, "--out", corpus / "out")
     beside = corpus / "out" / "bpe.codes.part"
     said = stop_when(beside.exists, process, signal.SIGINT)[1]
     assert process.returncode == 130 and "the same command goes on from here" in said and "Traceback" not in said
@@ -289,7 +270,18 @@ def test_vocabulary_of_other_data(corpus, recipe):
         for lang in "en", "de":
             (corpus / f"new-{split}.{lang}").write_text("the dog sat 17 times\n", encoding="utf-8")
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", corpus / f"new-{split}")]
-    command = ["prepare_corpus.py", *splits, "--source", "en", "--target", "de", "--workers", "1", "--out", out]
+    command = [
+        "data-prep/prepare_corpus.py",
+        *splits,
+        "--source",
+        "en",
+        "--target",
+        "de",
+        "--workers",
+        "1",
+        "--out",
+        out,
+    ]
     command += ["--recipe", recipe]
     said = call(*command, "--vocabulary-of", theirs)
     assert "learning" not in said
@@ -403,16 +395,19 @@ LINES = {"train": PAIRS, "valid": 20, "test": 20}
 
 
 def kill_within(step: Path, *command, **options) -> None:
-    """SIGKILL while a step of a command is at work."""
-    process, part = start(*command, **options), step.with_name(f"{step.name}.part")
-    wait_until(lambda: part.exists() or process.poll() is not None)
-    process.kill()
-    said = process.communicate(timeout=HANGS)
-    assert step.exists() or process.returncode == -signal.SIGKILL, said
-    if step.exists():  # a busy machine sent the signal too late
+    """SIGKILL while a step of a command is at work; a busy machine may send it too late, and then once more."""
+    part = step.with_name(f"{step.name}.part")
+    for _ in range(9):
+        process = start(*command, **options)
+        wait_until(lambda: part.exists() or process.poll() is not None)  # noqa: B023  it is asked for here alone
+        process.kill()
+        said = process.communicate(timeout=HANGS)
+        if not step.exists():
+            assert process.returncode == -signal.SIGKILL, said
+            return
         remove(step)
         remove(step.parent / "manifest.json")
-        kill_within(step, *command, **options)
+    raise AssertionError(f"{step} was always there before the signal")
 
 
 @pytest.mark.stock
@@ -429,7 +424,7 @@ def test_killed_runs_and_a_full_disk_leave_nothing_half_done(server, finished, t
         kill_within(out / step, *command, env=marked)
         assert not (out / "manifest.json").exists() and not (out / step).exists()
         if sys.platform == "linux":
-            wait_until(lambda: processes_marked(str(out)) == [])
+            wait_until(lambda: processes_with(f"LUNA_TEST={out}", "environ") == [])
     assert set(json.loads((out / "steps.json").read_text())) >= {"text", "vocabulary", "pieces"}
     call(*command)
     ours, theirs = contents(out), contents(finished("moses-bpe"))
@@ -440,17 +435,6 @@ def test_killed_runs_and_a_full_disk_leave_nothing_half_done(server, finished, t
 
 def limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-def processes_marked(mark: str) -> List[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"LUNA_TEST={mark}".encode() in path.read_bytes():
-                found.append(path.parent.name)
-        except OSError:
-            pass
-    return found
 
 
 def test_damaged_output_is_made_again(finished, server, tmp_path):
@@ -532,7 +516,7 @@ def test_limit_takes_the_first_pairs_of_each_archive(own_server, tmp_path):
 
 def test_official_archives_are_told_from_others(own_server, tmp_path):
     """By the sums that the product holds; here those of a mirror's files stand for them."""
-    sys.path.insert(0, str(REPO / "data-prep"))
+    sys.path.insert(0, str(ROOT / "data-prep"))
     from corpus import Text
     from prepare_wmt14 import Archive, Downloads, check_lines
 
@@ -563,7 +547,7 @@ def test_no_network(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens there
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        args = ["prepare_wmt14.py", "--out", tmp_path / "out"]
+        args = ["data-prep/prepare_wmt14.py", "--out", tmp_path / "out"]
         assert f"{url}/SHA256SUMS cannot be downloaded" in call(*args, "--mirror", url, code=1)
         proxies = {**ENV, "https_proxy": url, "HTTPS_PROXY": url, "no_proxy": "", "NO_PROXY": ""}
         said = call(*args, code=1, env=proxies)
@@ -572,7 +556,7 @@ def test_no_network(tmp_path):
 
 
 def test_help_needs_no_environment():
-    script = REPO / "data-prep" / "prepare-wmt14-en-de.sh"
+    script = ROOT / "data-prep" / "prepare-wmt14-en-de.sh"
     shown = subprocess.run(["bash", str(script), "--help"], stdout=subprocess.PIPE, check=True, timeout=HANGS).stdout
     assert b"usage: prepare-wmt14-en-de.sh" in shown and b"--mirror" in shown
 
@@ -637,7 +621,7 @@ def test_older_data_is_sentencepiece(finished, tmp_path):
 
 def test_tar_is_read_as_a_stream(tmp_path):
     """Members with ./ before their names, as some archives have them, are found."""
-    sys.path.insert(0, str(REPO / "data-prep"))
+    sys.path.insert(0, str(ROOT / "data-prep"))
     from corpus import Text
 
     mirror.pack(tmp_path / "a.tgz", {"./other": "x\n", "./dir/text.en": "1\n\n3"})

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import HANGS, fairseq
+from commands import ROOT, call, fairseq
 from commands import run as run_command
 from omegaconf import OmegaConf
 
 from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, CONFIGS
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts"))
 import average_checkpoints  # noqa: E402
 from average_checkpoints import average_last  # noqa: E402
 from common import Problem, read_lines, sha256  # noqa: E402
@@ -36,17 +34,8 @@ DIMENSIONS = [
 DIMENSIONS += ["--encoder-layers", "1", "--decoder-layers", "1", "--share-all-embeddings"]
 
 
-def call(script: str, *args, code: int = 0) -> str:
-    """Run a script to its end; what it said on stdout, or on stderr where it ought to fail."""
-    command = [sys.executable, str(REPO / "scripts" / script), *map(str, args)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=HANGS)
-    out, err = done.stdout.decode(), done.stderr.decode()
-    assert done.returncode == code and "Traceback" not in err, out + err
-    return err if code else out
-
-
 def evaluate(folder: Path, *args, **options) -> str:
-    return call("evaluate.py", folder, "--beam", "4", "--cpu", *args, **options)
+    return call("scripts/evaluate.py", folder, "--beam", "4", "--cpu", *args, **options)
 
 
 def report(folder: Path) -> dict:
@@ -73,7 +62,7 @@ def prepare(folder: Path, recipe: str) -> Path:
             (folder / "text" / f"{split}.{lang}").write_text("".join(lines), encoding="utf-8")
     splits = [word for split in SIZES for word in (f"--{split}", folder / "text" / split)]
     options = ["--source", "en", "--target", "de", "--recipe", recipe, "--vocab-size", "330", "--workers", "1"]
-    call("../data-prep/prepare_corpus.py", *splits, *options, "--out", folder / "data")
+    call("data-prep/prepare_corpus.py", *splits, *options, "--out", folder / "data")
     return folder / "data"
 
 
@@ -204,34 +193,11 @@ def test_as_many_hypotheses_as_references(copy):
         path = copy / "data" / "raw" / f"test.{lang}"
         path.write_text(path.read_text(encoding="utf-8") + "x\n", encoding="utf-8")
         if lang == "en":
-            said = call("generate.py", copy, "--cpu", "--beam", "1", code=1)
+            said = call("scripts/generate.py", copy, "--cpu", "--beam", "1", code=1)
             assert "test.en has 21 lines" in said and "test.de has 20" in said
-    said = call("generate.py", copy, "--cpu", "--beam", "1", code=1)
+    said = call("scripts/generate.py", copy, "--cpu", "--beam", "1", code=1)
     assert "20 hypotheses came for the 21 references" in said and "prepare the data again" in said
     assert not list((copy / "generated").glob("*.de"))
-
-
-def test_sentence_beyond_the_positions(copy):
-    """The model's own limit holds, whatever the task's default is."""
-    with_positions = "{'max_source_positions': %d, 'max_target_positions': %d}"
-    short = ["--", "--model-overrides", with_positions % (20, 1024)]
-    said = call("generate.py", copy, "--cpu", "--beam", "1", *short, code=1)
-    assert "for the 20 references" in said and "max_positions=(20, 1024)" in said and "--model-overrides" in said
-
-    data = copy / "data"
-    longest = (data / "pieces" / "test.en").read_text(encoding="utf-8").splitlines()
-    longest[3] = " ".join([longest[3]] * 700)
-    folder = copy / "pieces"
-    folder.mkdir()
-    (folder / "test.en").write_text("\n".join(longest) + "\n", encoding="utf-8")
-    shutil.copy(data / "pieces" / "test.de", folder / "test.de")
-    dictionaries = ["--srcdict", data / "data-bin" / "dict.en.txt", "--tgtdict", data / "data-bin" / "dict.de.txt"]
-    words = ["--source-lang", "en", "--target-lang", "de", "--testpref", folder / "test", *dictionaries]
-    run_command([sys.executable, "-m", "fairseq_cli.preprocess", *words, "--destdir", data / "data-bin"])
-    long = ["--", "--model-overrides", with_positions % (9999, 9999), "--max-len-a", "0", "--max-len-b", "50"]
-    call("generate.py", copy, "--cpu", "--beam", "1", "--max-tokens", "9999", *long)
-    (found,) = (copy / "generated").glob("*.de")
-    assert len(list(read_lines(found))) == 20
 
 
 def test_corrupt_checkpoint(copy):
@@ -277,18 +243,25 @@ def test_which_checkpoints(finished, tmp_path, capsys):
         average_last(tmp_path)
 
 
-def test_average_of_any_folder_or_of_files(finished, tmp_path, monkeypatch, capsys):
-    """A folder of checkpoints that is in no run, and files under names that are not fairseq's."""
+@pytest.fixture
+def average(monkeypatch, capsys):
+    """average.sh in this process: what it said."""
 
-    def average(*words, code=0) -> str:
+    def call_it(*words, code=0) -> str:
         monkeypatch.setattr(sys, "argv", ["average_checkpoints.py", *map(str, words)])
         try:
             average_checkpoints.main()
         except (SystemExit, Problem) as ended:
             assert code
             return f"{ended} {capsys.readouterr().err}"
+        assert not code
         return capsys.readouterr().out
 
+    return call_it
+
+
+def test_average_of_any_folder_or_of_files(finished, tmp_path, average):
+    """A folder of checkpoints that is in no run, and files under names that are not fairseq's."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     first, second = folder / "checkpoint1.pt", folder / "checkpoint2.pt"
@@ -309,31 +282,82 @@ def test_average_of_any_folder_or_of_files(finished, tmp_path, monkeypatch, caps
     assert "holds this already" in average(good, bad, "--out", tmp_path / "mean.pt")
     assert "files need an --out FILE" in average(good, bad, code=2)
     assert "name the files" in average(folder, code=1)
+    assert f"there is no file {tmp_path / 'none'}" in average(tmp_path / "none", code=1)
+
+
+def test_average_leaves_files_of_others_alone(finished, tmp_path, average):
+    """Inputs among them, and what is no record of ours; an average that was not noted to its end is made again."""
+    one, two, own, record = (tmp_path / name for name in ("checkpoint1.pt", "checkpoint2.pt", "model.pt", "model.json"))
+    shutil.copy(saved(finished, 31), one)
+    shutil.copy(saved(finished, 62), two)
+    own.write_bytes(b"mine")
+    for text in None, "[1]", "no JSON", '{"inputs": []}':
+        if text is not None:
+            record.write_text(text)
+        assert f"{own} is there" in average(tmp_path, code=1)
+        assert "choose another --out" in average(one, two, "--out", own, code=1)
+        assert own.read_bytes() == b"mine" and record.exists() == (text is not None)
+    own.unlink()
+    assert f"{record} is there" in average(tmp_path, code=1)
+    assert f"--out {one} is one of the files" in average(one, two, "--out", one, code=1)
+    assert "must not end in .json" in average(one, two, "--out", tmp_path / "mean.json", code=1)
+    record.unlink()
+    average(tmp_path)
+    made = json.loads(record.read_text(encoding="utf-8"))
+    assert made["inputs"] == ["checkpoint1.pt", "checkpoint2.pt"] and made["updates"] == 62
+    (tmp_path / "model.bin").write_bytes(b"mine")  # whose record has the same name
+    assert "model.bin is there" in average(one, two, "--out", tmp_path / "model.bin", code=1)
+    assert "holds this already" in average(tmp_path)
+    for key in "output", "files":  # as an earlier version had it; as a command that was killed
+        del made[key]
+        record.write_text(json.dumps(made))
+        assert ("holds this already" in average(tmp_path)) == (key == "output")
+    assert "files" in json.loads(record.read_text(encoding="utf-8"))
+
+
+def test_average_of_checkpoints_without_an_optimiser(finished, tmp_path, average):
+    """As they are made for use alone, without the history of a training. What is none is told."""
+    paths = [tmp_path / name for name in ("a.pt", "b.pt")]
+    states = [torch.load(str(saved(finished, updates)), map_location="cpu") for updates in (31, 62)]
+    for path, state in zip(paths, states):
+        state.pop("optimizer_history"), state.pop("last_optimizer_state")
+        torch.save(state, str(path))
+    average(*paths, "--out", tmp_path / "mean.pt")
+    assert json.loads((tmp_path / "mean.json").read_text(encoding="utf-8"))["updates"] is None
+    mean = torch.load(str(tmp_path / "mean.pt"), map_location="cpu")["model"]
+    for name, value in mean.items():
+        if not name.endswith("._float_tensor"):  # fairseq 0.12.2 saves uninitialised memory
+            torch.testing.assert_close(value, (states[0]["model"][name] + states[1]["model"][name]) / 2)
+    torch.save({"weights": mean}, str(paths[0]))
+    assert f"{paths[0]} is no checkpoint of fairseq" in average(*paths, "--out", tmp_path / "mean.pt", code=1)
+    paths[0].write_bytes(paths[1].read_bytes()[:20000])
+    said = average(*paths, "--out", tmp_path / "mean.pt", code=1)
+    assert "leave it out, or give another in its place" in said and "remove it" not in said
 
 
 def test_moses_bpe(tmp_path):
     """Pieces of the other recipe come out as text again, from generate.sh and translate.sh alike."""
     train(prepare(tmp_path, "moses-bpe"), tmp_path / "run", 30)
-    call("average_checkpoints.py", tmp_path / "run", "--last", "1")
-    call("generate.py", tmp_path / "run", "--cpu", "--beam", "1", "--lenpen", "1")
+    call("scripts/average_checkpoints.py", tmp_path / "run", "--last", "1")
+    call("scripts/generate.py", tmp_path / "run", "--cpu", "--beam", "1", "--lenpen", "1")
     generated = (tmp_path / "run" / "generated" / "test.beam1.lenpen1.de").read_text(encoding="utf-8")
     assert len(generated.split("\n")) == 21 and "@" not in generated and "Haus" in generated
     source = tmp_path / "data" / "raw" / "test.en"
     options = ["--cpu", "--beam", "1", "--model", tmp_path / "run", source]
     # the length at which fairseq cuts off what does not end depends on the batch
-    for ours, theirs in zip(call("translate.py", *options).split("\n"), generated.split("\n")):
+    for ours, theirs in zip(call("scripts/translate.py", *options).split("\n"), generated.split("\n")):
         assert ours.startswith(theirs) or theirs.startswith(ours)
 
 
 def test_bad_arguments(tmp_path):
     assert f"there is no folder {tmp_path / 'none'}" in evaluate(tmp_path / "none", code=1)
     assert "holds no prepared data" in evaluate(tmp_path, code=1)
-    assert "average.sh" in call("generate.py", tmp_path, code=1)
+    assert "average.sh" in call("scripts/generate.py", tmp_path, code=1)
     assert "--lenpen" in evaluate(tmp_path, "--lenpen", "1", "--sweep", code=2)
-    assert "must be at least 1, but is 0" in call("average_checkpoints.py", tmp_path, "--last", "0", code=2)
+    assert "must be at least 1, but is 0" in call("scripts/average_checkpoints.py", tmp_path, "--last", "0", code=2)
     assert "--sweep" in evaluate(tmp_path, "--lenpens", "1", code=2)
     if not torch.cuda.is_available():
-        assert "--fp16 needs a GPU" in call("generate.py", tmp_path, "--fp16", code=1)
+        assert "--fp16 needs a GPU" in call("scripts/generate.py", tmp_path, "--fp16", code=1)
 
 
 def test_folder_in_use_is_refused(tmp_path):
@@ -345,5 +369,5 @@ def test_folder_in_use_is_refused(tmp_path):
 
 def test_help_needs_no_environment():
     for script in "average", "generate", "evaluate":
-        command = ["bash", str(REPO / "scripts" / f"{script}.sh"), "--help"]
+        command = ["bash", str(ROOT / "scripts" / f"{script}.sh"), "--help"]
         assert f"usage: {script}.sh".encode() in subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout

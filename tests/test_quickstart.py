@@ -10,30 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import HANGS, stop_when
+from commands import HANGS, ROOT, outputs, start, stop_when
 from omegaconf import OmegaConf
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
-REPO = Path(__file__).resolve().parent.parent
 ARCH = "luna_transformer_tiny_plain_packs"
 SENTENCE = "Click OK to save the file."
-
-
-def start(script: str, *args, **options) -> subprocess.Popen:
-    command = [sys.executable, str(REPO / script), *map(str, args)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options
-    )
-
-
-def call(script: str, *args, text: bytes = b"", code: int = 0, **options):
-    """Run a script to its end; what it wrote to stdout (as bytes) and to stderr."""
-    process = start(script, *args, stdin=subprocess.PIPE, **options)
-    out, err = process.communicate(text, timeout=HANGS)
-    assert process.returncode == code, (out + err).decode()
-    assert b"Traceback" not in err
-    return out, err.decode()
 
 
 def quickstart(out: Path, *args) -> list:
@@ -42,7 +25,9 @@ def quickstart(out: Path, *args) -> list:
 
 
 def translate(model: Path, *args, **options):
-    return call("scripts/translate.py", "--cpu", "--model", model, *args, **options)
+    """translate.sh: the bytes that it wrote, and what it said on stderr."""
+    out, err = outputs("scripts/translate.py", "--cpu", "--model", model, *args, encoding=None, **options)
+    return out, err.decode()
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +36,12 @@ def finished(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("a folder with spaces") / "run"
     log, last = out / "data.log", out / "checkpoints" / "checkpoint_last.pt"
     stop_when(lambda: log.exists() and "learning" in log.read_text(), start(*quickstart(out)))
-    said = stop_when(last.exists, start(*quickstart(out)), signal.SIGINT)[1].decode()
+    said = stop_when(last.exists, start(*quickstart(out)), signal.SIGINT)[1]
     assert said.splitlines()[-1] == "quickstart: stopped; the same command goes on from here"
     assert "Traceback" not in said
     first = last.stat().st_mtime_ns
     stop_when(lambda: last.stat().st_mtime_ns != first, start(*quickstart(out)))
-    call(*quickstart(out))
+    outputs(*quickstart(out))
     return out
 
 
@@ -84,7 +69,7 @@ def test_killed_run_equals_an_unbroken_one(finished, tmp_path):
     shutil.rmtree(again / "checkpoints")
     for name in "training.json", "model.pt":
         (again / name).unlink()
-    call(*quickstart(again))
+    outputs(*quickstart(again))
     for name in "model.pt", "checkpoints/checkpoint_last.pt":
         ours, theirs = (torch.load(str(run / name), map_location="cpu")["model"] for run in (finished, again))
         assert ours.keys() == theirs.keys()
@@ -94,20 +79,20 @@ def test_killed_run_equals_an_unbroken_one(finished, tmp_path):
     # killed once fairseq-train had ended, and before that was noted: it must make no update more
     last = (again / "checkpoints" / "checkpoint_last.pt").stat().st_mtime_ns
     (again / "training.json").unlink()
-    call(*quickstart(again))
+    outputs(*quickstart(again))
     assert (again / "checkpoints" / "checkpoint_last.pt").stat().st_mtime_ns == last
 
 
 def test_second_run_does_nothing(finished):
     files = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-    out, _ = call(*quickstart(finished))
-    assert out.count(b"done before") == 6 and b"BLEU" in out
+    out, _ = outputs(*quickstart(finished))
+    assert out.count("done before") == 6 and "BLEU" in out
     files.pop(finished / ".lock")
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_other_settings_are_refused(finished):
-    _, err = call(*quickstart(finished, "--seed", "2"), code=1)
+    _, err = outputs(*quickstart(finished, "--seed", "2"), code=1)
     assert "--seed was 1, now 2" in err and "--out" in err
 
 
@@ -116,19 +101,19 @@ def test_folder_in_use_is_refused(finished):
 
     with open(finished / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another run is at work" in call(*quickstart(finished), code=1)[1]
+        assert "another run is at work" in outputs(*quickstart(finished), code=1)[1]
 
 
 def test_failing_command_shows_its_log(finished, tmp_path):
     for name in "data", "settings.json":
         path = finished / name
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / name)
-    _, err = call(*quickstart(tmp_path), "--no-such-flag", code=1)
+    _, err = outputs(*quickstart(tmp_path), "--no-such-flag", code=1)
     assert "the last lines of" in err and "--no-such-flag" in err
 
 
 def test_unknown_arch(tmp_path):
-    _, err = call(*quickstart(tmp_path / "run", "--arch", "transfomer"), code=1)
+    _, err = outputs(*quickstart(tmp_path / "run", "--arch", "transfomer"), code=1)
     assert "--arch transfomer" in err and "transformer" in err.split("did you mean")[1]
 
 
@@ -150,7 +135,7 @@ def test_other_arch_of_the_same_dimensions(finished, tmp_path):
 def test_folder_of_others_is_left_alone(tmp_path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "mine").touch()
-    assert "choose another --out" in call(*quickstart(tmp_path), code=1)[1]
+    assert "choose another --out" in outputs(*quickstart(tmp_path), code=1)[1]
     assert (tmp_path / "corpus" / "mine").exists()
 
 
@@ -176,7 +161,7 @@ def test_translate_gives_a_line_for_each_line(finished, tmp_path):
 
 def test_translation_stands_in_the_line_of_its_source(finished, monkeypatch):
     """With a model that echoes, through the whole path but the search, text comes back as it was, lossless."""
-    monkeypatch.syspath_prepend(str(REPO / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     from translate import Line, Translator
 
     translator = Translator([finished], {"beam": 1}, batch_size=3, cpu=True)
@@ -201,17 +186,17 @@ def test_translate_without_a_model(tmp_path):
 def test_help_needs_no_environment():
     for script in "scripts/quickstart.sh", "scripts/translate.sh", "data-prep/prepare-corpus.sh":
         shown = subprocess.run(
-            ["bash", str(REPO / script), "--help"], stdout=subprocess.PIPE, check=True, timeout=HANGS
+            ["bash", str(ROOT / script), "--help"], stdout=subprocess.PIPE, check=True, timeout=HANGS
         )
         assert b"usage: " + os.path.basename(script).encode() in shown.stdout
 
 
 def test_yaml_trains_what_the_quickstart_does():
-    sys.path.insert(0, str(REPO / "scripts"))
+    sys.path.insert(0, str(ROOT / "scripts"))
     from quickstart import DIMENSIONS, RUN, TRAINING
 
-    yaml = OmegaConf.load(REPO / "configs" / "quickstart.yaml")
-    model = OmegaConf.load(REPO / "configs" / "model" / f"{ARCH}.yaml")
+    yaml = OmegaConf.load(ROOT / "configs" / "quickstart.yaml")
+    model = OmegaConf.load(ROOT / "configs" / "model" / f"{ARCH}.yaml")
     flags = {}
     for group in (model, *(yaml[name] for name in yaml if name != "defaults")):
         names = (name for name in group if not OmegaConf.is_missing(group, name) and name not in ("save_dir", "seed"))

@@ -31,6 +31,9 @@ from omegaconf import OmegaConf
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
+sys.path.insert(0, str(ROOT / "scripts"))
+from train import EXPERIMENT  # noqa: E402
+
 CONFIGS = ROOT / "configs"
 DOCS = ROOT / "docs" / "wmt14.md"
 NO_DROPOUT = "model.dropout=0", "model.attention_dropout=0", "model.activation_dropout=0"
@@ -163,6 +166,24 @@ def test_killed_training_leaves_nothing_at_work_and_goes_on(data, tmp_path, how,
     assert checkpoint(out)["optimizer_history"][-1]["num_updates"] == 12
     assert figures(out)[-1] == figures(two_processes)[-1]
     assert "12 updates done" in done.stdout
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from common import entry, go_on_later, run
+
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+go_on_later()
+entry("train", lambda: run([sys.executable, "-c", ""], Path("log")))
+"""
+
+
+def test_a_signal_while_a_command_begins_is_not_lost(tmp_path):
+    env = {**ENV, "PYTHONPATH": str(ROOT / "scripts")}
+    command = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(command, env=env, cwd=str(tmp_path), capture_output=True, timeout=HANGS)
+    assert done.returncode == 130 and done.stderr == b"\ntrain: stopped; the same command goes on from here\n"
 
 
 # ---- configurations
@@ -334,7 +355,10 @@ def test_a_training_that_is_done_is_left_alone(data, one_process, tmp_path):
 
 
 def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path):
-    """As what the setting's default is, and as nothing else; and of before architectures were models of their own."""
+    """As what the setting's default is, and as nothing else; and of before architectures were models of their own.
+
+    Settings that leave the training as it is may change.
+    """
     shutil.copytree(one_process, tmp_path / "old", symlinks=True)
     record, last = tmp_path / "old" / "settings.json", tmp_path / "old" / "checkpoints" / "checkpoint_last.pt"
     settings, state = json.loads(record.read_text()), checkpoint(tmp_path / "old")
@@ -346,10 +370,19 @@ def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path
     words = "optimization.update_freq=[2]", *NO_DROPOUT
     done = run(train(data, tmp_path / "old", *words, "model.pack_values=plain"), fails=True)
     assert "model.pack_values was 'projected', now 'plain'" in done.stderr
-    said = run(train(data, tmp_path / "old", *words, "optimization.max_update=13")).stdout
+    neither = "model.checkpoint_activations=true", "task.eval_bleu=true", "dataset.max_valid_steps=1"
+    said = run(train(data, tmp_path / "old", *words, *neither, "optimization.max_update=13")).stdout
     assert "optimization.max_update was 12, now 13" in said and "pack_values" not in said
+    assert "model.checkpoint_activations was False, now True" in said and "task.eval_bleu was None, now True" in said
     assert checkpoint(tmp_path / "old")["optimizer_history"][-1]["num_updates"] == 13
     assert json.loads(record.read_text())["model.pack_values"] == "projected"
+
+
+def test_what_makes_another_experiment():
+    for phrase in "model.checkpoint_activations was", "model.export was", "task.eval_bleu_detok was", "common.fp16 was":
+        assert not EXPERIMENT.match(phrase), phrase
+    for phrase in "model.export_more was", "model.dropout was", "task.left_pad_source was", "data: dict.en.txt was":
+        assert EXPERIMENT.match(phrase), phrase
 
 
 OWN = """

@@ -4,23 +4,27 @@ import io
 import json
 import shutil
 import signal
-import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from commands import ENV, ROOT, fairseq, prepared, run, stop_when
+from commands import ROOT, call, fairseq, prepared, run, start, stop_when
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
+from fairseq.data import Dictionary, data_utils  # isort: skip
+
 sys.path.insert(0, str(ROOT / "scripts"))
+import generate as generate_script  # noqa: E402
 import plot_attention  # noqa: E402
 import recipes  # noqa: E402
 import translate as translate_script  # noqa: E402
 from average_checkpoints import average_files  # noqa: E402
 from common import Problem, read_lines  # noqa: E402
-from decoding import Hypothesis, forced_pieces, rows  # noqa: E402
+from decoding import Hypothesis, forced_pieces, possible, rows  # noqa: E402
 
 POSITIONS = 64  # of the models: the longest source and target in training
 MODELS = {
@@ -69,15 +73,9 @@ def translate(monkeypatch, capfdbinary):
     return call
 
 
-def generating(*args) -> list:
-    return [sys.executable, str(ROOT / "scripts" / "generate.py"), "--cpu", *map(str, args)]
-
-
-def generate(*args, code: int = 0) -> str:
-    """generate.sh: what it said on stdout, or on stderr where it ought to fail."""
-    done = subprocess.run(generating(*args), env=ENV, capture_output=True, timeout=300, text=True)
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
-    return done.stderr if code else done.stdout
+def generate(*args, **options) -> str:
+    """generate.sh: what it said."""
+    return call("scripts/generate.py", "--cpu", *args, **options)
 
 
 def text_of(runs: Path, name: str) -> list:
@@ -85,7 +83,8 @@ def text_of(runs: Path, name: str) -> list:
 
 
 def generated(runs: Path, name: str) -> list:
-    return list(read_lines(runs / "luna" / "generated" / name))
+    (path,) = (runs / "luna" / "generated").glob(name)
+    return list(read_lines(path))
 
 
 def table(rows: list) -> list:
@@ -112,7 +111,7 @@ def test_nbest_of_an_ensemble(runs, translate):
     assert best == [text for _, _, text in found[::3]]
     assert best not in [translate([model], "--lenpen", 0.6, lines=sources) for model in both]
     generate(*both, "--nbest", 3)
-    same(table(generated(runs, "test.beam5.lenpen0.6.nbest3.with-transformer.de")), found)
+    same(table(generated(runs, "test.beam5.lenpen0.6.nbest3.with-transformer-*.de")), found)
 
 
 @pytest.mark.stock
@@ -137,7 +136,7 @@ def test_constraints(runs, translate, tmp_path):
     (tmp_path / "wanted").write_text("".join(line + "\n" for line in for_each), encoding="utf-8")
     generate(runs / "luna", "--constraints", tmp_path / "wanted", "--lenpen", "1")
     lines = [f"{source}\t{texts}" for source, texts in zip(sources, for_each)]
-    assert generated(runs, "test.beam5.lenpen1.constraints-ordered-wanted.de") == translate(
+    assert generated(runs, "test.beam5.lenpen1.constraints-ordered-wanted-*.de") == translate(
         luna, "--constraints", lines=lines
     )
     (tmp_path / "wanted").write_text("dog\n", encoding="utf-8")
@@ -168,6 +167,7 @@ def test_sampling(runs, translate):
     greedy = translate(models, "--beam", 1, "--nbest", 1, lines=sources)
     for few in ("--sampling-topk", 1), ("--sampling-topp", 1e-9):
         assert translate(models, "--sampling", "--nbest", 1, *few, lines=sources) == greedy
+    assert len(translate(models, "--sampling", "--sampling-topk", 10**6, lines=sources)) == len(sources)
     generate(*models, "--sampling", "--sampling-topk", 1, "--nbest", 2, "--lenpen", 1)
     rows = table(generated(runs, "test.beam2.lenpen1.nbest2.sampling.topk1.seed1.de"))
     same(rows[::2], table(greedy))
@@ -196,6 +196,141 @@ def test_a_source_longer_than_the_positions(runs, translate, name):
     ]
     long = ("dog " * (POSITIONS + 10)).strip()
     assert translate([model], "--prefix", long, lines=["cat"])[0].startswith(long)
+
+
+def test_generate_of_a_sentence_longer_than_the_positions(runs, translate, tmp_path):
+    """As by translate.sh, with no more said, but where positions are learned."""
+    sources = text_of(runs, "test.en")
+    sources[3] = " ".join(SOURCES * 5)
+    data = tmp_path / "data"
+    shutil.copytree(runs / "data", data)
+    (data / "raw" / "test.en").write_text("".join(f"{line}\n" for line in sources), encoding="utf-8")
+    pieces = [" ".join(line) + "\n" for line in recipes.load(data).encode(sources)]
+    (data / "pieces" / "test.en").write_text("".join(pieces), encoding="utf-8")
+    dictionaries = ["--srcdict", data / "data-bin" / "dict.en.txt", "--tgtdict", data / "data-bin" / "dict.de.txt"]
+    words = ["-s", "en", "-t", "de", "--testpref", data / "pieces" / "test", *dictionaries]
+    run(fairseq("preprocess", *words, "--destdir", data / "data-bin"))
+    out = tmp_path / "test.de"
+    generate(runs / "luna", "--data", data, "--lenpen", 1, "--out", out)
+    assert list(read_lines(out)) == translate([runs / "luna"], lines=sources)
+    said = generate(runs / "luna", runs / "learned", "--data", data, code=1)
+    assert "for the 8 references" in said and f"max_positions=({POSITIONS}, {POSITIONS})" in said
+    assert "Learned positions end there" in said
+
+
+def test_a_sentence_longer_than_a_batch(runs):
+    def runner(command, on_line):
+        with pytest.raises(AssertionError) as failed:
+            data_utils.batch_by_size(np.array([0]), lambda i: 9, max_tokens=8)
+        on_line(f"AssertionError: {failed.value}")
+        raise Problem("this command failed")
+
+    with pytest.raises(Problem, match="more pieces than a batch .*max_tokens=8.*: give a larger --max-tokens"):
+        generate_script.search_by([], runs / "data", runner, Namespace(n=0, total=1))
+
+
+@pytest.fixture
+def commanded(monkeypatch):
+    """generate() in this process, without the search: the words of the command that it would have run."""
+
+    def call_it(run: Path, *words) -> list:
+        given: list = []
+
+        def search(command, data, runner, shown):
+            given.extend(command)
+            return {number: [Hypothesis(0, "")] for number in range(shown.total)}
+
+        monkeypatch.setattr(generate_script, "search_by", search)
+        monkeypatch.setattr(generate_script, "go_on_later", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["generate.py", str(run), *map(str, words)])
+        generate_script.main()
+        return given
+
+    return call_it
+
+
+def test_search_of_what_there_is(runs, tmp_path, commanded):
+    """No more pieces are drawn from than there are, and a prefix has room beside the rest."""
+    dictionary = runs / "data" / "data-bin" / "dict.de.txt"
+    size = len(Dictionary.load(str(dictionary)))
+    for asked, given in (10**6, size), (size - 1, size - 1):
+        assert possible({"sampling_topk": asked, "beam": 1}, dictionary) == {"sampling_topk": given, "beam": 1}
+    words = commanded(runs / "luna", "--sampling", "--sampling-topk", 10**6, "--out", tmp_path / "a")
+    assert words[words.index("--sampling-topk") + 1] == str(size)
+    words = commanded(runs / "luna", "--prefix-size", 7, "--out", tmp_path / "b")
+    assert words[words.index("--prefix-size") + 1] == "7" and words[words.index("--max-len-b") + 1] == "17"
+
+
+def test_other_models_have_other_files(tmp_path):
+    """Also where their names are the same, and those of files with constraints; and wherever all of them lie."""
+    names = []
+    for folder in "here", "there":
+        first, *others = [tmp_path / folder / study / "seed1" for study in "abc"]
+        for other in others:
+            names.append(generate_script.asked_for(first, generate_script.Extras([other])))
+            more = generate_script.Extras((), {"constraints": "ordered"}, constraints=other / "wanted.txt")
+            names.append(generate_script.asked_for(first, more))
+    assert names[:4] == names[4:]
+    found = [name for (name,) in names[:4]]
+    assert len(set(found)) == 4 and found[0].startswith("with-seed1-")
+    assert found[1].startswith("constraints-ordered-wanted-")
+
+
+def test_sources_of_the_training_set(runs, tmp_path):
+    """Written anew for other data; what somebody else has written or changed is left alone."""
+    data, ours = tmp_path / "data", tmp_path / "generated"
+    shutil.copytree(runs / "data", data)
+    ours.mkdir()
+    recipe, path = recipes.load(data), tmp_path / "train.en"
+
+    def write(place: Path) -> list:
+        generate_script.write_sources(data, recipe, place, ours)
+        return list(read_lines(place))
+
+    first = write(path)
+    assert 0 < len(first) < len(text_of(runs, "train.en"))
+    made = path.stat().st_mtime_ns
+    assert write(path) == first and path.stat().st_mtime_ns == made
+    (tmp_path / "train.en.json").unlink()  # as an earlier version left it
+    assert write(path) == first and (tmp_path / "train.en.json").exists()
+
+    for name in "raw/train.en", "pieces/train.en":
+        lines = list(read_lines(data / name))
+        (data / name).write_text("".join(f"{line}\n" for line in (lines * 2)), encoding="utf-8")
+    (data / "manifest.json").write_text((data / "manifest.json").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert write(path) == first * 2
+    path.write_text("mine\n")
+    with pytest.raises(Problem, match="train.en is there, and not as generate.sh wrote it"):
+        write(path)
+    assert path.read_text() == "mine\n" and not list(tmp_path.glob("*.part"))
+    (tmp_path / "other.en.json").write_text("[]")
+    with pytest.raises(Problem, match="other.en.json is there"):
+        write(tmp_path / "other.en")
+    (ours / "train.en").write_text("of an earlier version, and of other data\n")
+    assert write(ours / "train.en") == first * 2
+
+
+def test_a_file_of_others_is_not_written_over(runs, tmp_path):
+    (tmp_path / "mine.de").write_text("mine\n")
+    said = generate(runs / "luna", "--out", tmp_path / "mine.de", code=1)
+    assert "mine.de is there, and not as generate.sh wrote it" in said
+    (tmp_path / "other.de.json").write_text("{}")
+    assert "other.de.json is there" in generate(runs / "luna", "--out", tmp_path / "other.de", code=1)
+
+
+def test_stopped_within_the_first_part(runs, tmp_path, monkeypatch):
+    def stopped(*args, **options):
+        raise KeyboardInterrupt("stopped; the same command goes on from here")
+
+    monkeypatch.setattr(generate_script, "generate", stopped)
+    monkeypatch.setattr(generate_script, "go_on_later", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["generate.py", str(runs / "luna"), "--out", str(tmp_path / "a.de")])
+    with pytest.raises(KeyboardInterrupt, match="the same command begins anew"):
+        generate_script.main()
+    (tmp_path / "a.de.parts").mkdir()
+    (tmp_path / "a.de.parts" / "0").touch()
+    with pytest.raises(KeyboardInterrupt, match="goes on from here"):
+        generate_script.main()
 
 
 def test_learned_positions_end(runs, capfd):
@@ -319,8 +454,8 @@ def test_distillation(runs, tmp_path):
 
     parts = [*options, "--part", 100, "--max-tokens", 200]
     first, second = (out.with_name(out.name + ".parts") / name for name in "01")
-    process = subprocess.Popen(generating(*parts), env=ENV, stderr=subprocess.PIPE, text=True)
-    assert "the same command goes on from here" in stop_when(first.exists, process, signal.SIGINT)[1]
+    said = stop_when(first.exists, start("scripts/generate.py", "--cpu", *parts), signal.SIGINT)[1]
+    assert "the same command goes on from here" in said
     assert not second.exists() and not out.exists()
     number, score, text = first.read_text(encoding="utf-8").splitlines()[0].split("\t")
     first.write_text(f"{number}\t{score}\tof before\n" + first.read_text(encoding="utf-8").partition("\n")[2])
@@ -333,13 +468,13 @@ def test_distillation(runs, tmp_path):
     assert "is there already" in generate(*parts)
 
     splits = ["--train", out.with_suffix(""), "--valid", data / "raw" / "valid", "--test", data / "raw" / "test"]
-    command = [sys.executable, ROOT / "data-prep" / "prepare_corpus.py", *splits, "--source", "en", "--target", "de"]
-    student = tmp_path / "data"
-    run([*map(str, command), "--vocabulary-of", str(data), "--out", str(student), "--workers", "1"])
+    student, languages = tmp_path / "data", ["--source", "en", "--target", "de"]
+    words = [*languages, "--vocabulary-of", data, "--out", student, "--workers", "1"]
+    call("data-prep/prepare_corpus.py", *splits, *words)
     for name in "dict.en.txt", "dict.de.txt":
         assert (student / "data-bin" / name).read_bytes() == (data / "data-bin" / name).read_bytes()
     assert list(read_lines(student / "raw" / "train.de")) == [text for text in expected if text]
-    command = [sys.executable, ROOT / "scripts" / "train.py", "quickstart", "model=luna_transformer_tiny", "--cpu"]
-    words = "model.share_all_embeddings=true", "model.encoder_embed_dim=32", "optimization.max_update=2"
-    run([*map(str, command), *words, "--data", str(student), "--out", str(tmp_path / "student")])
+    words = "model=luna_transformer_tiny", "model.share_all_embeddings=true", "model.encoder_embed_dim=32"
+    words += "optimization.max_update=2", "--cpu", "--data", student, "--out", tmp_path / "student"
+    call("scripts/train.py", "quickstart", *words)
     assert (tmp_path / "student" / "checkpoints" / "checkpoint_last.pt").exists()

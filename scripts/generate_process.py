@@ -1,0 +1,30 @@
+"""fairseq-generate or fairseq-interactive as generate.py starts it: with models that take texts of any length.
+
+The first word says which of them it is; the others are its options."""
+
+import importlib
+import sys
+from typing import Any
+
+
+def main() -> None:
+    name = sys.argv.pop(1)
+    import fairseq_luna  # noqa: F401, I001  before fairseq, whose importing alone has every library log its debug messages
+    from fairseq import checkpoint_utils
+
+    from decoding import lift_limits
+
+    load = checkpoint_utils.load_model_ensemble
+
+    def loaded(*args: Any, **options: Any) -> tuple:
+        models, cfg = load(*args, **options)
+        for model in models:
+            lift_limits(model)
+        return models, cfg
+
+    checkpoint_utils.load_model_ensemble = loaded
+    importlib.import_module(f"fairseq_cli.{name}").cli_main()
+
+
+if __name__ == "__main__":
+    main()
