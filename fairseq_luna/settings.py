@@ -7,8 +7,9 @@ from typing import Any, Dict, List, NamedTuple, Type
 
 from fairseq.dataclass import FairseqDataclass
 
+from .models.checks import flag
 from .models.luna_transformer.architectures import ARCHITECTURES, CONFIGS, DESCRIPTIONS
-from .models.luna_transformer.config import GROUPS, LunaTransformerConfig, flag
+from .models.luna_transformer.config import GROUPS, LunaTransformerConfig
 from .optim.apollo import FairseqApolloConfig
 from .optim.lr_scheduler.milestone import MilestoneConfig
 

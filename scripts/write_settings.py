@@ -59,8 +59,9 @@ def scalar(value: Any) -> str:
 
 def page() -> str:
     """The settings and the architectures as a page of the documentation."""
+    from fairseq_luna.models.checks import flag
     from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, DESCRIPTIONS
-    from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig, flag
+    from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
     from fairseq_luna.settings import FORMS, OTHERS, groups_of, settings_of, shown
 
     def listed(settings: List[Any]) -> str:

@@ -11,8 +11,9 @@ from fairseq import options
 from omegaconf import OmegaConf
 
 from fairseq_luna.__main__ import main
+from fairseq_luna.models.checks import flag
 from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, CONFIGS, DESCRIPTIONS
-from fairseq_luna.models.luna_transformer.config import GROUPS, flag
+from fairseq_luna.models.luna_transformer.config import GROUPS
 from fairseq_luna.models.luna_transformer.refused import RefusedSettings
 from fairseq_luna.settings import OTHERS, groups_of, settings_of, text
 

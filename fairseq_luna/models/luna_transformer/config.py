@@ -277,8 +277,3 @@ def decoder_reads_packed(cfg: Any) -> bool:
 def has_packed(cfg: Any) -> bool:
     """Whether there is a P at all: three ordinary attentions are a Transformer."""
     return cfg.encoder_self_attention == "luna" or decoder_reads_packed(cfg)
-
-
-def flag(name: str) -> str:
-    """encoder_layers -> --encoder-layers"""
-    return "--" + name.replace("_", "-")
