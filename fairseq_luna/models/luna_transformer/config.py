@@ -246,19 +246,6 @@ class LunaTransformerConfig(RefusedSettings):
     )
 
 
-# The setting that each group begins with, for those who list the settings.
-GROUPS = {
-    "projection_length": "Luna",
-    "encoder_embed_path": "encoder",
-    "decoder_embed_path": "decoder",
-    "alignment_layer": "alignment",
-    "dropout": "regularisation and activation",
-    "checkpoint_activations": "memory in training",
-    "inference_precision": "generation",
-    "share_all_embeddings": "embeddings and positions",
-    "adaptive_softmax_cutoff": "adaptive softmax",
-}
-
 # Settings that follow another one unless given.
 FOLLOWS = {
     "encoder_projected_attention_heads": "encoder_attention_heads",

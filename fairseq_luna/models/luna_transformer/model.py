@@ -9,7 +9,7 @@ from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.models.transformer import TransformerModelBase
 from torch import Tensor
 
-from ...modules.linear import prepare_products
+from ...modules.linear import prepare_for_generation
 from ...modules.quant_noise import add_noise
 from ..registration import register
 from .architectures import CONFIGS
@@ -121,15 +121,11 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
             or bool(getattr(asked, "score_reference", False))  # other models of an ensemble have it
         )
         self.encoder.keeps_all_packs, self.decoder.uses_graphs = False, True
-        weight, precision = self.decoder.embed_tokens.weight, self.inference_precision
-        if weight.device.type == "cpu" and weight.dtype == torch.float32:
-            # the encoder's products run once a sentence, too seldom for another layout in memory to pay
-            prepare_products(self.decoder if precision == "fp32" else self, precision)
-        elif precision != "fp32":
-            raise ValueError(
-                f"--inference-precision {precision} is for generation on a CPU from weights in float32, but they are "
-                f"{str(weight.dtype)[6:]} on {weight.device.type}; leave it out."
-            )
+        # in float32 the encoder's products run once a sentence, too seldom for another layout in memory to pay
+        whole = self.inference_precision != "fp32"
+        prepare_for_generation(
+            self if whole else self.decoder, self.decoder.embed_tokens.weight, self.inference_precision
+        )
 
     def load_state_dict(
         self, state_dict: Dict[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
