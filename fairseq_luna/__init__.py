@@ -27,6 +27,6 @@ if not run_as_command():  # `python -m fairseq_luna` answers where fairseq is mi
     _refuse_taken("optimizer", "apollo")
     _refuse_taken("lr_scheduler", "milestone")
 
-    from .models import luna_transformer  # noqa: F401  registers it with fairseq, as do those below
+    from .models import luna_lm, luna_transformer  # noqa: F401  registers them with fairseq, as do those below
     from .optim import apollo  # noqa: F401
     from .optim.lr_scheduler import milestone  # noqa: F401

@@ -61,8 +61,7 @@ def list_settings(arch: str) -> int:
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1
-    from .models.luna_transformer.architectures import ARCHITECTURES
-    from .settings import text
+    from .settings import ARCHITECTURES, text
 
     if arch not in ARCHITECTURES:
         print(f"--settings {arch} is no architecture; choose from {', '.join(ARCHITECTURES)}.", file=sys.stderr)

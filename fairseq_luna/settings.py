@@ -7,8 +7,9 @@ from typing import Any, Dict, List, NamedTuple, Type
 
 from fairseq.dataclass import FairseqDataclass
 
-from .models.luna_transformer.architectures import ARCHITECTURES, CONFIGS, DESCRIPTIONS
-from .models.luna_transformer.config import GROUPS, LunaTransformerConfig, flag
+from .models.checks import flag
+from .models.luna_lm import config as luna_lm
+from .models.luna_transformer import architectures as luna_transformer
 from .optim.apollo import FairseqApolloConfig
 from .optim.lr_scheduler.milestone import MilestoneConfig
 
@@ -16,6 +17,24 @@ FORMS = (
     "These are flags of fairseq-train. In a YAML, --dropout is model.dropout; a switch that is on can be turned off "
     "there alone, e.g. by model.encoder_normalize_before: false."
 )
+# of all models, those of translation first
+ARCHITECTURES: Dict[str, Dict[str, Any]] = {**luna_transformer.ARCHITECTURES, **luna_lm.ARCHITECTURES}
+DESCRIPTIONS = {**luna_transformer.DESCRIPTIONS, **luna_lm.DESCRIPTIONS}
+CONFIGS: Dict[str, Type[FairseqDataclass]] = {**luna_transformer.CONFIGS, **luna_lm.CONFIGS}
+# the setting that each group begins with, where a model has it
+GROUPS = {
+    "projection_length": "Luna",
+    "encoder_embed_path": "encoder",
+    "decoder_embed_path": "decoder",
+    "decoder_embed_dim": "decoder",
+    "alignment_layer": "alignment",
+    "dropout": "regularisation and activation",
+    "checkpoint_activations": "memory in training",
+    "inference_precision": "generation",
+    "share_all_embeddings": "embeddings and positions",
+    "share_decoder_input_output_embed": "embeddings and positions",
+    "adaptive_softmax_cutoff": "adaptive softmax",
+}
 # the options of fairseq-train that bring settings of their own
 OTHERS: Dict[str, Type[FairseqDataclass]] = {
     "--optimizer apollo": FairseqApolloConfig,
@@ -40,7 +59,7 @@ def settings_of(config: Type[FairseqDataclass]) -> List[Setting]:
     ]
 
 
-def groups_of(config: Type[LunaTransformerConfig]) -> Dict[str, List[Setting]]:
+def groups_of(config: Type[FairseqDataclass]) -> Dict[str, List[Setting]]:
     """The settings of a model by the titles of their groups. Left out is `arch`, which is chosen and not set."""
     groups: Dict[str, List[Setting]] = {"": []}
     for setting in settings_of(config):
@@ -48,6 +67,11 @@ def groups_of(config: Type[LunaTransformerConfig]) -> Dict[str, List[Setting]]:
         groups.setdefault(title, []).append(setting)
     del groups[""]
     return groups
+
+
+def base_of(arch: str) -> str:
+    """The architecture whose settings another one changes."""
+    return "luna_lm" if arch in luna_lm.ARCHITECTURES else "luna_transformer"
 
 
 def shown(value: Any) -> str:
@@ -66,7 +90,7 @@ def text(arch: str, width: int) -> str:
     """
     parts = [f"{arch}: {DESCRIPTIONS[arch]}", "\n".join(wrap(FORMS, width, break_on_hyphens=False))]
     if ARCHITECTURES[arch]:
-        parts.append("* marks what this architecture sets; all else is as in luna_transformer.")
+        parts.append(f"* marks what this architecture sets; all else is as in {base_of(arch)}.")
     groups = {**groups_of(CONFIGS[arch]), **{title: settings_of(config) for title, config in OTHERS.items()}}
     rows = [
         [

@@ -10,10 +10,15 @@ from common import REPO, import_plugin, write_text
 HEAD = """# Settings
 
 `python -m fairseq_luna --settings [ARCH]` prints the settings of an architecture. This page lists those of
-`luna_transformer`, what the other architectures change, and the settings of the optimiser and the schedule.
+`luna_transformer` and of `luna_lm`, what the other architectures change, and the settings of the optimiser and the
+schedule.
 `make settings` writes it from the classes that hold the settings.
 
 {forms}
+"""
+LANGUAGE_MODEL_HEAD = """## The language model
+
+`luna_lm`, for `--task language_modeling`.
 """
 ARCHITECTURES_HEAD = """## Architectures
 
@@ -33,7 +38,7 @@ def main() -> None:
 def files() -> Dict[Path, str]:
     """What each of the files is to hold."""
     import_plugin()
-    from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
+    from fairseq_luna.settings import ARCHITECTURES
 
     yamls = {REPO / "configs" / "model" / f"{arch}.yaml": yaml(arch) for arch in ARCHITECTURES}
     return {**yamls, REPO / "docs" / "settings.md": page()}
@@ -41,8 +46,7 @@ def files() -> Dict[Path, str]:
 
 def yaml(arch: str) -> str:
     """All settings of an architecture as a group of hydra's."""
-    from fairseq_luna.models.luna_transformer.architectures import CONFIGS, DESCRIPTIONS
-    from fairseq_luna.settings import groups_of, settings_of
+    from fairseq_luna.settings import CONFIGS, DESCRIPTIONS, groups_of, settings_of
 
     own = next(setting for setting in settings_of(CONFIGS[arch]) if setting.name == "arch")
     title = wrap(f"--arch {arch}: {DESCRIPTIONS[arch]}.", 116)
@@ -59,9 +63,8 @@ def scalar(value: Any) -> str:
 
 def page() -> str:
     """The settings and the architectures as a page of the documentation."""
-    from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, DESCRIPTIONS
-    from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig, flag
-    from fairseq_luna.settings import FORMS, OTHERS, groups_of, settings_of, shown
+    from fairseq_luna.models.checks import flag
+    from fairseq_luna.settings import ARCHITECTURES, CONFIGS, DESCRIPTIONS, FORMS, OTHERS, groups_of, settings_of, shown
 
     def listed(settings: List[Any]) -> str:
         return table(
@@ -69,8 +72,10 @@ def page() -> str:
         )
 
     parts = [HEAD.format(forms="\n".join(wrap(FORMS, 118, break_on_hyphens=False)))]
-    for title, settings in groups_of(LunaTransformerConfig).items():
+    for title, settings in groups_of(CONFIGS["luna_transformer"]).items():
         parts += [f"## {title[0].upper()}{title[1:]}\n", listed(settings)]
+    every = [setting for settings in groups_of(CONFIGS["luna_lm"]).values() for setting in settings]
+    parts += [LANGUAGE_MODEL_HEAD, listed(every)]
     rows = [
         [f"`{arch}`", DESCRIPTIONS[arch], ", ".join(f"{name} {shown(value)}" for name, value in changed.items())]
         for arch, changed in ARCHITECTURES.items()

@@ -15,10 +15,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from tiny import dictionary
 
+from fairseq_luna.models.checks import flag
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
 from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, CONFIGS
 from fairseq_luna.models.luna_transformer.checks import checked
-from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig, flag
+from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
 
 try:
     from hydra import compose, initialize_config_dir

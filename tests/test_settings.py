@@ -11,10 +11,8 @@ from fairseq import options
 from omegaconf import OmegaConf
 
 from fairseq_luna.__main__ import main
-from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, CONFIGS, DESCRIPTIONS
-from fairseq_luna.models.luna_transformer.config import GROUPS, flag
-from fairseq_luna.models.luna_transformer.refused import RefusedSettings
-from fairseq_luna.settings import OTHERS, groups_of, settings_of, text
+from fairseq_luna.models.checks import flag
+from fairseq_luna.settings import ARCHITECTURES, CONFIGS, DESCRIPTIONS, GROUPS, OTHERS, groups_of, settings_of, text
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import write_settings  # noqa: E402
@@ -25,6 +23,10 @@ MODEL = ROOT / "configs" / "model"
 def settings(*words):
     command = [sys.executable, *words]
     return subprocess.run(command, cwd="/", env={**ENV, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+
+
+def listed(config):
+    return [setting.name for settings in groups_of(config).values() for setting in settings]
 
 
 def test_files_are_current():
@@ -40,18 +42,18 @@ def test_yaml_of_each_architecture_says_what_the_architecture_does(arch):
     """Every setting is listed, so that `model.KEY=VALUE` overrides without a plus."""
     said = OmegaConf.to_container(OmegaConf.load(str(MODEL / f"{arch}.yaml")))
     wanted = OmegaConf.to_container(OmegaConf.structured(CONFIGS[arch]), enum_to_str=True)
-    offered = {name: value for name, value in wanted.items() if name not in RefusedSettings.__dataclass_fields__}
+    offered = {name: value for name, value in wanted.items() if name == "arch" or name in listed(CONFIGS[arch])}
     assert said == {**offered, "_name": arch}
     assert all(said[name] == value for name, value in ARCHITECTURES[arch].items())
 
 
 def test_every_setting_has_its_place_and_meaning():
     for arch, config in CONFIGS.items():
-        groups = groups_of(config)
-        assert list(groups) == list(GROUPS.values())
-        listed = [setting.name for group in groups.values() for setting in group]
-        hidden = {*RefusedSettings.__dataclass_fields__, "arch"}
-        assert listed == [name for name in config.__dataclass_fields__ if name not in hidden]
+        assert set(groups_of(config)) == {GROUPS[name] for name in GROUPS if name in config.__dataclass_fields__}
+        # what is refused, and what the task tells
+        hidden = [name for name, item in config.__dataclass_fields__.items() if "same_as" in item.metadata]
+        hidden += ["arch", "tokens_per_sample", *(["max_target_positions"] if arch.startswith("luna_lm") else [])]
+        assert listed(config) == [name for name in config.__dataclass_fields__ if name not in {*hidden, "_name"}]
         assert config.__doc__ and arch in DESCRIPTIONS
 
 
@@ -60,15 +62,15 @@ def test_fairseq_takes_every_flag_that_is_listed():
     parser = options.get_training_parser()
     words = "data --arch luna_transformer --optimizer apollo --lr-scheduler milestone --milestones 9 --lr 1".split()
     options.parse_args_and_arch(parser, words)
-    listed = [s for group in groups_of(CONFIGS["luna_transformer"]).values() for s in group]
-    listed += [setting for config in OTHERS.values() for setting in settings_of(config)]
+    told = [s for group in groups_of(CONFIGS["luna_transformer"]).values() for s in group]
+    told += [setting for config in OTHERS.values() for setting in settings_of(config)]
     helps = {option: action.help for action in parser._actions for option in action.option_strings}
-    assert {flag(setting.name): setting.help for setting in listed}.items() <= helps.items()
-    assert {"--clip-mode", "--milestones", "--projection-length"} <= {flag(setting.name) for setting in listed}
+    assert {flag(setting.name): setting.help for setting in told}.items() <= helps.items()
+    assert {"--clip-mode", "--milestones", "--projection-length"} <= {flag(setting.name) for setting in told}
     readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Settings")[2].partition("\n## ")[0]
-    told = {"--arch", "--optimizer", "--lr-scheduler", *(flag(setting.name) for setting in listed)}
+    known = {"--arch", "--optimizer", "--lr-scheduler", *(flag(setting.name) for setting in told)}
     rows = [line for line in readme.splitlines() if line.startswith("|")]
-    assert len(rows) > 5 and set(re.findall("`(--[a-z-]+)`", "".join(rows))) <= told
+    assert len(rows) > 5 and set(re.findall("`(--[a-z-]+)`", "".join(rows))) <= known
     assert set(re.findall(r"`(luna_transformer\w*)`", readme)) <= set(ARCHITECTURES)
 
 

@@ -13,8 +13,9 @@ from fairseq.modules import layer_norm
 from omegaconf import OmegaConf
 from tiny import DIMS, PRE_NORM, build, dictionary, task
 
+from fairseq_luna.models.checks import flag
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
-from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig, flag
+from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
 from fairseq_luna.models.luna_transformer.refused import RefusedSettings
 
 pytestmark = [pytest.mark.stock, pytest.mark.filterwarnings("ignore")]

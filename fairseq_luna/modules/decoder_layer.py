@@ -20,14 +20,14 @@ class Source(NamedTuple):
     """What all decoder layers see of the source.
 
     Attributes:
-        out: the encoder's output, (B, m, D).
+        out: the encoder's output, (B, m, D); None without a source.
         padding: (B, m), True where the source is padded.
         slot_padding: (B, l), True where a slot is not used; None where all are.
     """
 
-    out: Tensor
-    padding: Optional[Tensor]
-    slot_padding: Optional[Tensor]
+    out: Optional[Tensor] = None
+    padding: Optional[Tensor] = None
+    slot_padding: Optional[Tensor] = None
 
 
 class LunaDecoderLayer(Layer):
@@ -35,7 +35,7 @@ class LunaDecoderLayer(Layer):
 
     Args:
         self_attn: Luna's causal attention or an ordinary one.
-        cross_attn: of the packed source, or of all its positions.
+        cross_attn: of the packed source, or of all its positions; None without a source.
         ffn: the feed-forward.
         residual: makes a way around a block.
         recompute: as in `Layer`.
@@ -45,7 +45,7 @@ class LunaDecoderLayer(Layer):
     def __init__(
         self,
         self_attn: Union[LunaCausalAttention, CausalSelfAttention],
-        cross_attn: Union[Unpack, CrossAttention],
+        cross_attn: Union[Unpack, CrossAttention, None],
         ffn: FeedForward,
         residual: "partial[Residual]",
         recompute: bool = False,
@@ -56,7 +56,8 @@ class LunaDecoderLayer(Layer):
         self.packed = isinstance(cross_attn, Unpack)
         self.self_attn, self.cross_attn, self.ffn = self_attn, cross_attn, ffn
         self.self_attn_residual = residual()
-        self.cross_attn_residual = residual()
+        if cross_attn is not None:
+            self.cross_attn_residual = residual()
         self.ffn_residual = residual()
 
     @recomputed
@@ -82,10 +83,12 @@ class LunaDecoderLayer(Layer):
         Returns:
             As x, and the weights of the cross attention, (B, H, n, l), or (B, H, n, m) where it is full, or None.
         """
-        attn, cross, ffn = self.self_attn_residual, self.cross_attn_residual, self.ffn_residual
+        attn, ffn, weights = self.self_attn_residual, self.ffn_residual, None
         x = attn.leave(x, self.attend(attn.enter(x), source, view, step, whole))
-        y, weights = self.read(cross.enter(x), source, view, step, need_weights)
-        x = cross.leave(x, y)
+        if self.cross_attn is not None:
+            cross = self.cross_attn_residual
+            y, weights = self.read(cross.enter(x), source, view, step, need_weights)
+            x = cross.leave(x, y)
         x = ffn.leave(x, self.ffn(ffn.enter(x)))
         return x, weights if need_weights else None
 

@@ -76,3 +76,23 @@ def prepare_products(module: nn.Module, precision: str) -> None:
         if isinstance(layer, Linear):
             weight, bias = layer.parameters_as_used()
             layer.prepared = PRODUCTS[precision](weight.detach(), None if bias is None else bias.detach())
+
+
+def prepare_for_generation(module: nn.Module, weight: Tensor, precision: str) -> None:
+    """`prepare_products` of a model that generates, where it is on a CPU.
+
+    Args:
+        module: the part of the model whose products pay.
+        weight: one of the model's weights.
+        precision: --inference-precision.
+
+    Raises:
+        ValueError: if the precision does not suit the device or the dtype of the weights.
+    """
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        prepare_products(module, precision)
+    elif precision != "fp32":
+        raise ValueError(
+            f"--inference-precision {precision} is for generation on a CPU from weights in float32, but they are "
+            f"{str(weight.dtype)[6:]} on {weight.device.type}; leave it out."
+        )

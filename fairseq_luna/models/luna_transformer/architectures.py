@@ -1,8 +1,8 @@
 """The named architectures: what each sets beside the defaults, and its settings as a class."""
 
-from dataclasses import field, make_dataclass
-from typing import Any, Dict, Optional, Type
+from typing import Any, Dict, Optional
 
+from ..registration import config_of
 from .config import LunaTransformerConfig
 
 # The paper's large models are post-norm. What goes beyond it trains better with pre-norm (docs/quality-trials.md).
@@ -89,23 +89,6 @@ DESCRIPTIONS = {
 }
 
 
-def _config_of(arch: str) -> Type[LunaTransformerConfig]:
-    """The settings of an architecture as a class, with its own defaults."""
-    settings = ARCHITECTURES[arch]
-    if not settings:
-        return LunaTransformerConfig
-    fields = LunaTransformerConfig.__dataclass_fields__
-    defaults = [
-        (name, fields[name].type, field(default=value, metadata=fields[name].metadata))
-        for name, value in {"arch": arch, **settings}.items()
-    ]
-    name = camel_case(arch) + "Config"
-    config = make_dataclass(name, defaults, bases=(LunaTransformerConfig,), namespace={"__module__": __name__})
-    config.__doc__ = f"Settings of `{arch}`: {DESCRIPTIONS[arch]}."
-    globals()[name] = config  # where pickle looks for it
-    return config
-
-
 def with_settings_of(cfg: Any) -> Optional[str]:
     """The named architecture whose settings a model has, whatever it is named; None where no architecture has them.
 
@@ -117,9 +100,7 @@ def with_settings_of(cfg: Any) -> Optional[str]:
     return next((arch for arch, settings in ARCHITECTURES.items() if {**usual, **settings} == has), None)
 
 
-def camel_case(arch: str) -> str:
-    """luna_transformer_tiny -> LunaTransformerTiny"""
-    return "".join(part.capitalize() for part in arch.split("_"))
-
-
-CONFIGS = {arch: _config_of(arch) for arch in ARCHITECTURES}
+CONFIGS = {
+    arch: config_of(arch, settings, DESCRIPTIONS[arch], LunaTransformerConfig, globals())
+    for arch, settings in ARCHITECTURES.items()
+}

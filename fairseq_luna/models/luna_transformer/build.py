@@ -69,7 +69,7 @@ def source_memory_layer(cfg: Any, last: bool) -> nn.Module:
 
 
 def decoder_layer(cfg: Any) -> nn.Module:
-    """A layer of the decoder. cfg: a `LunaTransformerConfig`, checked."""
+    """A layer of the decoder. cfg: a `LunaTransformerConfig` or `LunaLanguageModelConfig`, checked."""
     dim, heads, dropout = cfg.decoder_embed_dim, cfg.decoder_attention_heads, cfg.attention_dropout
     attn: Any
     cross: Any
@@ -78,7 +78,9 @@ def decoder_layer(cfg: Any) -> nn.Module:
         attn = LunaCausalAttention(dim, heads, tied, dropout, cfg.causal_activation, decaying)
     else:
         attn = CausalSelfAttention(dim, heads, dropout)
-    if cfg.cross_attention == "packed":
+    if cfg.cross_attention == "none":
+        cross = None
+    elif cfg.cross_attention == "packed":
         cross = Unpack(dim, heads, dropout)
     else:
         cross = CrossAttention(dim, cfg.encoder_embed_dim, heads, dropout)

@@ -246,19 +246,6 @@ class LunaTransformerConfig(RefusedSettings):
     )
 
 
-# The setting that each group begins with, for those who list the settings.
-GROUPS = {
-    "projection_length": "Luna",
-    "encoder_embed_path": "encoder",
-    "decoder_embed_path": "decoder",
-    "alignment_layer": "alignment",
-    "dropout": "regularisation and activation",
-    "checkpoint_activations": "memory in training",
-    "inference_precision": "generation",
-    "share_all_embeddings": "embeddings and positions",
-    "adaptive_softmax_cutoff": "adaptive softmax",
-}
-
 # Settings that follow another one unless given.
 FOLLOWS = {
     "encoder_projected_attention_heads": "encoder_attention_heads",
@@ -277,8 +264,3 @@ def decoder_reads_packed(cfg: Any) -> bool:
 def has_packed(cfg: Any) -> bool:
     """Whether there is a P at all: three ordinary attentions are a Transformer."""
     return cfg.encoder_self_attention == "luna" or decoder_reads_packed(cfg)
-
-
-def flag(name: str) -> str:
-    """encoder_layers -> --encoder-layers"""
-    return "--" + name.replace("_", "-")

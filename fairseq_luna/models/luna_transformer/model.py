@@ -1,19 +1,18 @@
 """The Luna Transformer as fairseq knows it: registration, building, checkpoints."""
 
 from argparse import ArgumentParser
-from typing import Any, Dict, List, Optional, Type
+from typing import Any, Dict, List, Optional
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.models.transformer import TransformerModelBase
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from ...modules.linear import prepare_products
+from ...modules.linear import prepare_for_generation
 from ...modules.quant_noise import add_noise
-from .architectures import CONFIGS, camel_case
+from ..registration import register
+from .architectures import CONFIGS
 from .checks import checked
 from .config import LunaTransformerConfig
 from .decoder import LunaDecoder
@@ -26,6 +25,7 @@ from .reference_names import rename_reference_parameters
 class LunaTransformerModel(FairseqEncoderDecoderModel):
     """Sequence-to-sequence Transformer with Luna attention throughout (arXiv 2106.01540)."""
 
+    arch = "luna_transformer"
     inference_precision = "fp32"
     full_context_alignment = False  # fairseq looks here whether alignments need a pass of their own
     layers_to_keep: Dict[str, Optional[List[int]]] = {"encoder": None, "decoder": None}
@@ -121,15 +121,11 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
             or bool(getattr(asked, "score_reference", False))  # other models of an ensemble have it
         )
         self.encoder.keeps_all_packs, self.decoder.uses_graphs = False, True
-        weight, precision = self.decoder.embed_tokens.weight, self.inference_precision
-        if weight.device.type == "cpu" and weight.dtype == torch.float32:
-            # the encoder's products run once a sentence, too seldom for another layout in memory to pay
-            prepare_products(self.decoder if precision == "fp32" else self, precision)
-        elif precision != "fp32":
-            raise ValueError(
-                f"--inference-precision {precision} is for generation on a CPU from weights in float32, but they are "
-                f"{str(weight.dtype)[6:]} on {weight.device.type}; leave it out."
-            )
+        # in float32 the encoder's products run once a sentence, too seldom for another layout in memory to pay
+        whole = self.inference_precision != "fp32"
+        prepare_for_generation(
+            self if whole else self.decoder, self.decoder.embed_tokens.weight, self.inference_precision
+        )
 
     def load_state_dict(
         self, state_dict: Dict[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
@@ -155,18 +151,5 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         super().upgrade_state_dict_named(state_dict, name)
 
 
-def _register(arch: str, config: Type[LunaTransformerConfig]) -> None:
-    """A model of its own for each architecture: fairseq fills in the defaults of the model before it asks what an
-    architecture would set."""
-    if arch != "luna_transformer":
-        name = camel_case(arch) + "Model"
-        model = type(name, (LunaTransformerModel,), {"__module__": __name__, "__doc__": config.__doc__})
-        globals()[name] = register_model(arch, dataclass=config)(model)
-    # As values without the type that fairseq has put in: settings of one type that are read as another would be refused
-    # by omegaconf before `checked` can say what to do.
-    values: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    ConfigStore.instance().store(name=arch, group="model", node={**values, "_name": arch}, provider="fairseq")
-
-
 for _arch, _config in CONFIGS.items():
-    _register(_arch, _config)
+    register(_arch, _config, LunaTransformerModel, globals())

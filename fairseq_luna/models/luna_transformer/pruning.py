@@ -10,7 +10,12 @@ from typing import Dict, List, Optional
 from torch import Tensor
 
 # whose layers they are, by what their names begin with; the first and the last in the authors' checkpoints, too
-_OWNERS = {"encoder.layers": "encoder", "encoder.memory.layers": "decoder", "decoder.layers": "decoder"}
+_OWNERS = {
+    "encoder.layers": "encoder",
+    "encoder.memory.layers": "decoder",
+    "decoder.layers": "decoder",
+    "decoder.pack_queries": "decoder",  # of a language model
+}
 # norms of P behind a last layer, which nothing reads, so that a model does without them (see `modules.residual`)
 _UNREAD = re.compile(r"encoder\.(layers\.\d+\.packed_residual|memory\.layers\.\d+\.residual)\.layer_norm\.\w+")
 
@@ -28,7 +33,7 @@ def prune_layers(state_dict: Dict[str, Tensor], keep: Dict[str, Optional[List[in
         ValueError: if the checkpoint has no such layer.
     """
     for prefix, side in _OWNERS.items():
-        kept, pattern = keep[side], re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.*)")
+        kept, pattern = keep.get(side), re.compile(rf"{re.escape(prefix)}\.(\d+)\.(.*)")
         found = [match for match in map(pattern.fullmatch, list(state_dict)) if match]
         layers = {int(match[1]) for match in found}
         if kept is None or len(layers) in (0, len(kept)):

@@ -1,0 +1,169 @@
+"""What all models check of their settings."""
+
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Type
+
+from fairseq import models
+from fairseq.dataclass import FairseqDataclass
+
+
+def flag(name: str) -> str:
+    """encoder_layers -> --encoder-layers"""
+    return "--" + name.replace("_", "-")
+
+
+def given_by(cfg: Any, name: str) -> Any:
+    """A setting of a dataclass, an omegaconf or argparse object or a dictionary; None where there is none."""
+    return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
+
+
+def completed(cfg: Any, config: Type[FairseqDataclass], follows: Dict[str, str]) -> Dict[str, Any]:
+    """All settings of a class by their names, from whatever fairseq hands over.
+
+    Args:
+        cfg: as in `given_by`.
+        config: whose fields are the settings; a checkpoint of an earlier version lacks what has come since.
+        follows: settings that follow another one unless given.
+
+    Raises:
+        ValueError: if the settings are of another model than the one that is named, or one is refused.
+    """
+    model, arch = given_by(cfg, "_name"), given_by(cfg, "arch")
+    if model and arch and arch != _arch_of(model):
+        raise ValueError(
+            f"The model is named {model}, but its settings are listed and are those of {arch}: a name alone does not "
+            f"change them. Choose the model by model={model}, or by --arch {model}."
+        )
+    values: Dict[str, Any] = {}
+    for name, setting in config.__dataclass_fields__.items():
+        if not name.startswith("_"):
+            value = given_by(cfg, name)
+            values[name] = setting.default if value is None else value
+    for name, leader in follows.items():
+        if values[name] is None:
+            values[name] = values[leader]
+    refuse(values, config)
+    if "checkpoint_activations" in values:
+        values["checkpoint_activations"] = values["checkpoint_activations"] or values["offload_activations"]
+    if values.get("adaptive_softmax_cutoff") is not None:
+        values["adaptive_softmax_cutoff"] = list(values["adaptive_softmax_cutoff"])
+    return values
+
+
+def _arch_of(model: str) -> str:
+    """The architecture whose settings a model has by default: that of its name, or of what its settings extend."""
+    return getattr(models.MODEL_DATACLASS_REGISTRY.get(model), "arch", model)
+
+
+def refuse(values: Dict[str, Any], config: Type[FairseqDataclass]) -> None:
+    """Refuses what fairseq's model of the kind takes and Luna does not.
+
+    Raises:
+        ValueError: with the first such setting that is not off, and what to do instead.
+    """
+    for name, setting in config.__dataclass_fields__.items():
+        if "instead" not in setting.metadata:
+            continue
+        if values[name] in (setting.default, values.get(setting.metadata["same_as"])):
+            continue
+        given = flag(name) if values[name] is True else f"{flag(name)} {values[name]}"
+        raise ValueError(f"{given} does not go with Luna: {setting.metadata['instead']}.")
+
+
+def check_sizes(values: Dict[str, Any], names: Iterable[str]) -> None:
+    """Sizes and numbers of parts.
+
+    Raises:
+        ValueError: if one is below 1.
+    """
+    for name in names:
+        if values[name] < 1:
+            raise ValueError(f"{flag(name)} must be at least 1, but is {values[name]}.")
+
+
+def check_probabilities(values: Dict[str, Any], names: Iterable[str]) -> None:
+    """Probabilities of dropout and the like.
+
+    Raises:
+        ValueError: if one is not in [0, 1).
+    """
+    for name in names:
+        if not 0 <= values[name] < 1:
+            raise ValueError(f"{flag(name)} must be in [0, 1), but is {values[name]}.")
+
+
+def check_heads(values: Dict[str, Any], rows: Iterable[Tuple[str, str, str]]) -> None:
+    """Numbers of heads. rows: whose dimension it is, the names of the dimension and of the number of heads.
+
+    Raises:
+        ValueError: if heads do not divide a dimension.
+    """
+    for side, dim_name, heads_name in rows:
+        dim, heads = values[dim_name], values[heads_name]
+        if heads < 1 or dim % heads:
+            fits = [str(h) for h in range(1, min(dim, 64) + 1) if dim % h == 0]
+            raise ValueError(
+                f"{flag(heads_name)} {heads} does not divide {flag(dim_name)} {dim} "
+                f"of the {side}; possible are {', '.join(fits)}."
+            )
+
+
+def check_blocks(values: Dict[str, Any], names: Iterable[str]) -> None:
+    """Blocks of quantisation noise.
+
+    Raises:
+        ValueError: if they do not divide one of the dimensions.
+    """
+    size = values["quant_noise_pq_block_size"]
+    for name in names if values["quant_noise_pq"] > 0 else ():
+        if values[name] % size:
+            raise ValueError(f"--quant-noise-pq-block-size {size} does not divide {flag(name)} {values[name]}.")
+
+
+def check_choices(values: Dict[str, Any], rows: Iterable[Tuple[str, Sequence[str]]]) -> None:
+    """Settings that are one of a few words.
+
+    Raises:
+        ValueError: if one is another word.
+    """
+    for name, choices in rows:
+        if values[name] not in choices:
+            raise ValueError(f"{flag(name)} {values[name]!r} is unknown; choose from {', '.join(choices)}.")
+
+
+def kept_layers(name: str, given: Any, layers: int) -> Optional[List[int]]:
+    """The numbers in a setting such as `encoder_layers_to_keep`, ascending; None for all of so many layers.
+
+    Raises:
+        ValueError: if it does not list layers of the model, each once.
+    """
+    if given in (None, ""):
+        return None
+    listed = given.split(",") if isinstance(given, str) else [given] if isinstance(given, int) else list(given)
+    try:
+        numbers = sorted(map(int, listed))
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or len({*numbers}) < len(numbers) or not 0 <= numbers[0] <= numbers[-1] < layers:
+        raise ValueError(
+            f"{flag(name)} {','.join(map(str, listed))} must list layers to keep, each once, from 0 to {layers - 1}."
+        )
+    return numbers
+
+
+def check_adaptive_softmax(values: Dict[str, Any]) -> None:
+    """Looks at the bands of words.
+
+    Raises:
+        ValueError: if they do not follow each other, or one would have no dimension.
+    """
+    cutoffs, factor = values["adaptive_softmax_cutoff"], values["adaptive_softmax_factor"]
+    if cutoffs is None:
+        return
+    told = f"--adaptive-softmax-cutoff {','.join(map(str, cutoffs))}"
+    if not cutoffs or cutoffs != sorted({*cutoffs}) or cutoffs[0] < 1:
+        raise ValueError(f"{told} must be rising numbers of words, from 1, e.g. 2000,10000.")
+    if not factor >= 1 or values["decoder_embed_dim"] // factor ** len(cutoffs) < 1:
+        raise ValueError(
+            f"--adaptive-softmax-factor {factor} must be at least 1, and so small that --decoder-embed-dim "
+            f"{values['decoder_embed_dim']} can be divided by it for each of the {len(cutoffs)} bands of {told}."
+        )

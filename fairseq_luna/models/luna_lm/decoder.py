@@ -1,0 +1,86 @@
+"""The decoder of the language model: causal Luna layers that read a learned P."""
+
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import torch.nn as nn
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from ...modules.decoder_layer import Source
+from ...modules.head_projection import HeadProjection
+from ...modules.layer import at_work, draw_layers
+from ...modules.source_layer import SourceView
+from ...modules.step import Step
+from ..luna_transformer.build import decoder_layer
+from ..token_decoder import TokenDecoder
+
+
+class LunaLMDecoder(TokenDecoder):
+    """Predicts the next word of a text, all at once or word by word with a state of constant size.
+
+    All layers read one P, each through a projection of its own: P_i = P W_i is the query of its causal pack.
+
+    Args:
+        cfg: a `LunaLanguageModelConfig`, checked.
+        dictionary: of the words that it predicts.
+        embed_tokens: of the words that it reads.
+    """
+
+    def __init__(self, cfg: Any, dictionary: Dictionary, embed_tokens: nn.Embedding):
+        layers = (decoder_layer(cfg) for _ in range(cfg.decoder_layers))
+        super().__init__(cfg, dictionary, embed_tokens, layers)
+        dim, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
+        self.packed_embedding = nn.Parameter(torch.empty(cfg.projection_length, dim))
+        nn.init.normal_(self.packed_embedding, std=dim**-0.5)
+        projections = (HeadProjection(dim, dim, heads, is_query=True) for _ in range(cfg.decoder_layers))
+        self.pack_queries = nn.ModuleList(projections)
+        self.layerdrop = cfg.decoder_layerdrop
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Any = None,
+        incremental_state: Optional[Dict[Any, Any]] = None,
+        features_only: bool = False,
+        src_lengths: Optional[Tensor] = None,
+        return_all_hiddens: bool = False,
+    ) -> Tuple[Tensor, Dict[str, Any]]:
+        """Predicts every next word, or the next one alone on an incremental state.
+
+        Args:
+            prev_output_tokens: (B, n), padded on the right; with an incremental state all words so far, of which
+                the last is new.
+            encoder_out: not read.
+            incremental_state: fairseq's dictionary, empty at the first step.
+            features_only: return the features in place of logits, as always with an adaptive softmax.
+            src_lengths: not read.
+            return_all_hiddens: not read: hidden states always come along.
+
+        Returns:
+            Logits (B, n, V), or features (B, n, D), and a dictionary with `inner_states`, X before the first and after
+            each layer at work, (n, B, D) each, and `attn`: [None].
+        """
+        x, extra = self.extract_features(prev_output_tokens, incremental_state)
+        return (x if features_only else self.output_layer(x)), extra
+
+    def extract_features(
+        self, prev_output_tokens: Tensor, incremental_state: Optional[Dict[Any, Any]] = None
+    ) -> Tuple[Tensor, Dict[str, Any]]:
+        """As `forward`, with features (B, n, D) in place of logits."""
+        x, step = self.embed(prev_output_tokens, incremental_state), None
+        if incremental_state is not None:
+            step = Step(incremental_state, self.share(prev_output_tokens.size(1), x.device))
+        drawn: Optional[List[int]] = None
+        if self.layerdrop > 0 and self.training:
+            drawn = draw_layers(len(self.layers), self.layerdrop)
+        # without positions: a slot is told from another by what it learns
+        packed = (self.embed_scale * self.packed_embedding).unsqueeze(0)
+        states = [x]
+        for layer, pack_query in zip(at_work(self.layers, drawn), at_work(self.pack_queries, drawn)):
+            view = SourceView(causal_query=pack_query(packed).expand(len(x), -1, -1, -1))
+            x, _ = layer(x, Source(), view, step)
+            states.append(x)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return x, {"attn": [None], "inner_states": [state.transpose(0, 1) for state in states]}
