@@ -1,9 +1,11 @@
 """The language model: forms, causality, gradients, generation, fairseq's commands."""
 
+import re
 from argparse import Namespace
 
 import pytest
 import torch
+from commands import ROOT, fairseq, run
 from fairseq.sequence_generator import SequenceGenerator
 from tiny import EOS, PAD, dictionary, sharpen, targets
 from tiny import generation_of_a_command as generation
@@ -106,10 +108,6 @@ def test_the_state_is_of_constant_size():
     assert sizes == {layers * heads * d * slots}
 
 
-class Forgetful(torch.nn.Module):
-    """Runs over the whole text at every step."""
-
-
 def generate(model, prefix, **settings):
     generator = SequenceGenerator([model], model.decoder.dictionary, max_len_a=0, max_len_b=25, **settings)
     sample = {
@@ -189,3 +187,56 @@ def test_architectures_build(arch):
     words = dictionary(20)
     model = LunaLanguageModel.build_model(cfg, Namespace(source_dictionary=words, target_dictionary=words))
     assert features(model, targets([3]).clamp(max=20)).shape[-1] == cfg.decoder_embed_dim
+
+
+# ---- fairseq's commands
+
+COUNTING = "zero one two three four five six seven eight nine".split()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model that counts from any digit on, after fairseq-preprocess and fairseq-train as anybody types them."""
+    folder = tmp_path_factory.mktemp("counting")
+    lines = [" ".join(COUNTING[(first + i) % 10] for i in range(12)) for first in range(10)]
+    for split, times in ("train", 30), ("valid", 1), ("test", 1):
+        (folder / split).write_text("\n".join(lines * times) + "\n")
+    texts = [word for split in ("train", "valid", "test") for word in (f"--{split}pref", folder / split)]
+    run(fairseq("preprocess", "--only-source", *texts, "--destdir", folder / "bin"))
+    run(
+        fairseq(
+            *("train", folder / "bin", "--task", "language_modeling", "--arch", "luna_lm_tiny"),
+            *("--decoder-layers", 1, "--decoder-embed-dim", 32, "--decoder-ffn-embed-dim", 64),
+            *("--tokens-per-sample", 64, "--sample-break-mode", "eos", "--batch-size", 30, "--max-epoch", 8),
+            *("--optimizer", "adam", "--lr", 0.02, "--clip-norm", 1, "--save-dir", folder, "--no-epoch-checkpoints"),
+        )
+    )
+    return folder
+
+
+def test_fairseq_eval_lm(trained):
+    """Whole, and with a window of context; a text that is known but for its first word costs little."""
+    for window in (), ("--context-window", 20):
+        done = run(fairseq("eval_lm", trained / "bin", "--path", trained / "checkpoint_best.pt", *window))
+        perplexity = float(re.search(r"Perplexity: ([\d.]+)", done.stdout + done.stderr)[1])
+        assert perplexity < 1.6  # of a first word that is any of ten, and twelve that follow: 10 ** (1 / 13) = 1.19
+
+
+def test_fairseq_interactive_goes_on_counting(trained):
+    words = "--task", "language_modeling", "--path", trained / "checkpoint_best.pt", "--max-len-b", 14
+    for search in ("--beam", 3), ("--sampling", "--sampling-topk", 1, "--beam", 1):
+        done = run(fairseq("interactive", trained / "bin", *words, *search), input="three four five\n")
+        (said,) = re.findall(r"^H-0\t\S+\t(.*)$", done.stdout, re.M)
+        assert said.split()[:8] == COUNTING[3:] + ["zero"]
+
+
+def test_the_interface_of_python(trained):
+    model = LunaLanguageModel.from_pretrained(str(trained), "checkpoint_best.pt", str(trained / "bin"))
+    assert model.sample(["seven eight"], beam=2, max_len_b=6)[0].split()[:4] == ["seven", "eight", "nine", "zero"]
+    assert model.models[0].cfg.arch == "luna_lm_tiny"
+
+
+def test_the_guide_names_what_there_is():
+    """The page's commands are parsed in tests of all guides; these are its architectures."""
+    page = (ROOT / "docs" / "language-model.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(luna_lm\w*)`", page)) == set(ARCHITECTURES)
