@@ -16,3 +16,14 @@ def one_process_group(tmp_path_factory):
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+# Those that take longest, first: the two workers of scripts/test.sh then end at about the same time.
+LONGEST = (
+    "compare train data translate evaluate replicate quickstart alignment ops graphs compat commands benchmark".split()
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
