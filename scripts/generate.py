@@ -298,7 +298,7 @@ def generate(
             file.writelines(found_rows if more.table else [found_rows[0].split("\t", 2)[2]])
     seconds = round(time.time() - start, 1)
     # as one would type it in the checkout: a record tells nobody where that is
-    typed = quote(["python", *command[1:]]).replace(f"{REPO}/", "")
+    typed = quote(["python", *(word.replace(f"{REPO}/", "") for word in command[1:])])
     write_json(record, {"settings": settings, "command": typed, "seconds": seconds})
     remove(folder)
     say(f"wrote {out}: {total:,} sentences in {seconds:,} s")

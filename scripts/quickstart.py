@@ -208,7 +208,7 @@ class Quickstart:
         """Run a command with its log in OUT/NAME.log, and note it for the report."""
         commands = read_json(self.out / "commands.json", {})
         # as one would type it in the checkout: a report tells nobody where that is
-        typed = quote(["python", *command[1:]]).replace(f"{REPO}/", "")
+        typed = quote(["python", *(word.replace(f"{REPO}/", "") for word in command[1:])])
         write_json(self.out / "commands.json", {**commands, name: typed})
         run(command, self.out / f"{name}.log", on_line)
 
