@@ -11,6 +11,12 @@ import arms
 
 # As scripts/env.sh has it for the other scripts.
 REUSE_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+# by all arms, where they are forked from one process
+PRELOADED = [
+    "arms",
+    "torch._dynamo",
+    *(f"fairseq.{name}" for name in "models options sequence_generator tasks".split()),
+]
 
 
 class Arm:
@@ -20,7 +26,7 @@ class Arm:
         # at tiny sizes most of the time would go into starting Python
         context: Any = multiprocessing.get_context("forkserver" if args.quick and args.cpu else "spawn")
         if args.quick and args.cpu:
-            context.set_forkserver_preload(["arms", "fairseq.models"])
+            context.set_forkserver_preload(PRELOADED)
         self.connection, theirs = context.Pipe()
         asked = (theirs, args.command, arm, args.cpu, args.threads)
         self.process = context.Process(target=arms.serve, args=asked, daemon=True)
@@ -111,14 +117,29 @@ class Crew:
 
     def rounds(self, running: Dict[str, Arm], line: Any) -> Dict[str, List[Dict[str, Any]]]:
         """The answers of each arm; the first step, which is not counted, is left out."""
+        self.first_steps(running)
+        line.update(len(running))
         rounds: Dict[str, List[Dict[str, Any]]] = {name: [] for name in running}
-        for number in range(self.args.rounds + 1):
+        for _ in range(self.args.rounds):
             for name, one in running.items():
                 answer = one.do("step") if one.error is None else {}
-                if number and one.error is None:
+                if one.error is None:
                     rounds[name].append(answer)
                 line.update()
         return rounds
+
+    def first_steps(self, running: Dict[str, Arm]) -> None:
+        """All at once on a GPU, since most of their time goes into compiling kernels; but one after the other where
+        these are tuned by timing them."""
+        sound = [one for one in running.values() if one.error is None]
+        if self.stays and self.args.command != "operator":
+            for one in sound:
+                one.ask("step")
+            for one in sound:
+                one.answer()
+        else:
+            for one in sound:
+                one.do("step")
 
     def alone(self, spec: Dict[str, Any], sizes: Dict[str, Any]) -> Dict[str, int]:
         """Bytes of an arm by itself, with the memory that the C library would take."""
