@@ -141,16 +141,21 @@ def run_part(
         return "no time was left", 0
     if name == FLA and not find_spec("fla"):
         return LEFT_OUT, 0
-    limit = min(left, TESTS[1] if name == "tests" else PARTS[name].seconds)
-    folder = out / name
+    start = time.monotonic()
     if name == "tests":
-        command = test_command(args.quick)
+        state = timed(test_command(args.quick), min(left, TESTS[1]), out / "tests.log", environment)
     else:
+        folder, part = out / name, PARTS[name]
         if (folder / "settings.json").exists():  # of an earlier call
             shutil.rmtree(str(folder))
-        command = benchmark_command(PARTS[name], args.quick) + ["--out", str(folder)]
-    start = time.monotonic()
-    with open(out / f"{name}.log", "w", encoding="utf-8") as log:
+        command = benchmark_command(part, args.quick) + ["--out", str(folder)]
+        state = timed(command, min(left, part.seconds), out / f"{name}.log", environment)
+    return state, time.monotonic() - start
+
+
+def timed(command: List[str], limit: float, path: Path, environment: Dict[str, str]) -> str:
+    """How a command ended, within so many seconds; what it says goes into a file as it says it."""
+    with open(path, "w", encoding="utf-8") as log:
         log.write(f"{quote(command)}\n")
         log.flush()
         process = subprocess.Popen(
@@ -164,12 +169,11 @@ def run_part(
         )
         try:
             code = process.wait(timeout=limit)
-            state = "done" if not code else f"failed, exit code {code}"
         except subprocess.TimeoutExpired:
-            state = f"stopped after {limit:.0f} s"
+            return f"stopped after {limit:.0f} s"
         finally:
             end(process)
-    return state, time.monotonic() - start
+    return f"failed, exit code {code}" if code else "done"
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

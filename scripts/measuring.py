@@ -11,12 +11,9 @@ import arms
 
 # As scripts/env.sh has it for the other scripts.
 REUSE_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-# by all arms, where they are forked from one process
-PRELOADED = [
-    "arms",
-    "torch._dynamo",
-    *(f"fairseq.{name}" for name in "models options sequence_generator tasks".split()),
-]
+# what all arms need, where they are forked from one process
+FAIRSEQ = [f"fairseq.{name}" for name in ("options", "sequence_generator", "models", "tasks")]
+PRELOADED = ["arms", "torch._dynamo", *FAIRSEQ]
 
 
 class Arm:

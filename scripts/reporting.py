@@ -13,6 +13,7 @@ def say(message: str) -> None:
 # of what a step launches: the key, the heading, how it is shown
 ON_GPU = (("kernels", "kernels", ",.0f"), ("launches", "launches", ",.0f"), ("gpu ms", "GPU ms", ",.2f"))
 ON_CPU = (("operators", "operators", ",.0f"),)
+IN_TRAINING = (*ON_CPU, ("without the optimiser", "without the optimiser", ",.0f"))
 NOTES = {
     True: "Kernels, launches (of a kernel, or of a graph of many) and the GPU's own time are those of {step}.",
     False: "Operators are those of torch that work on numbers and call no other that does, in {step}; "
@@ -25,7 +26,7 @@ def tabulate(command: str, results: List[Dict[str, Any]], gpu: bool) -> str:
     keys = [key for key in results[0] if key != "arms"]
     decode = command == "decode"
     rate = "sentences a second" if decode else "tokens a second"
-    launched = ON_GPU if gpu else ON_CPU
+    launched = ON_GPU if gpu else IN_TRAINING if command == "train" else ON_CPU
     head = [*(key.replace("_", " ") for key in keys), "arm", "time", "time, the first = 1 (quartiles)", "speed"]
     head += ["ms a token"] * decode + [rate] + [title + " a token" * decode for _, title, _ in launched]
     head += ["memory", "memory, the first = 1"]

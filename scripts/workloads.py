@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from common import Problem
+from counting import OPTIMISER
 
 
 class Job(NamedTuple):
@@ -130,12 +131,13 @@ def training(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
         optimizer.zero_grad()
         loss, sample_size, _ = criterion(model, sample)
         optimizer.backward(loss)
-        optimizer.multiply_grads(1 / sample_size)
-        try:
-            optimizer.clip_grad_norm(1.0)
-        except OverflowError:  # the loss is scaled less from now on
-            return False
-        optimizer.step()
+        with torch.autograd.profiler.record_function(OPTIMISER):
+            optimizer.multiply_grads(1 / sample_size)
+            try:
+                optimizer.clip_grad_norm(1.0)
+            except OverflowError:  # the loss is scaled less from now on
+                return False
+            optimizer.step()
         return True
 
     def step() -> None:

@@ -6,7 +6,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from commands import ENV, ROOT, USER_DIR, run
+
+from fairseq_luna.modules.causal_attention import head_decays
+from fairseq_luna.ops.causal.attention import attend
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import counting  # noqa: E402
+import operators  # noqa: E402
+from reporting import tabulate  # noqa: E402
 
 
 def benchmark(*args, **options):
@@ -14,17 +23,24 @@ def benchmark(*args, **options):
 
 
 @pytest.mark.parametrize(
-    "command, arms, points",
+    "command, precision, arms, points",
     [
-        ("train", ["transformer", "luna-4-untied-gaussian", "mine:luna_transformer"], ["40:80"]),
-        ("decode", ["transformer", "luna-5-fullcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
-        ("length", ["softmax", "fused", "luna-5", "mine:transformer"], ["64:64"]),
-        ("operator", ["naive", "chunk-decaying", "recurrent-decaying"], ["8:100", "100:100"]),
+        ("train", "bf16", ["transformer", "luna-4-untied-gaussian", "mine:luna_transformer"], ["40:80"]),
+        ("decode", "fp32", ["transformer", "luna-5-fullcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
+        ("decode", "bf16", ["luna-5"], ["8:1:2"]),
+        ("length", "bf16", ["softmax", "fused", "luna-5", "mine:transformer"], ["64:64"]),
+        (
+            "operator",
+            "bf16",
+            ["naive", "chunk-decaying", "recurrent-decaying", "luna-5", "luna-16-untied-decaying-unfused", "sdpa"],
+            ["8:100", "100:100"],
+        ),
     ],
 )
-def test_every_command(command, arms, points, tmp_path):
+def test_every_command(command, precision, arms, points, tmp_path):
     out = tmp_path / "a folder"
     words = [command, "--quick", "--cpu", "--threads", 1, "--out", out, "--arms", *arms, "--points", *points]
+    words += ["--precision", precision, "--dispatch"]
     if any(arm.startswith("mine:") for arm in arms):
         # a plugin of the same name elsewhere, as an earlier version would be
         words += ["--user-dir", shutil.copytree(USER_DIR, tmp_path / "elsewhere" / USER_DIR.name)]
@@ -40,16 +56,103 @@ def test_every_command(command, arms, points, tmp_path):
             assert (found.get("seconds a token", {}).get("median", 1) > 0) and (
                 ("seconds a token" in found) == (command == "decode")
             )
+            assert found["sentences a second" if command == "decode" else "tokens a second"] > 0
+            assert found["launched"]["operators"] > 0
         assert point["arms"][arms[0]]["time"]["median"] == point["arms"][arms[0]]["memory"] == 1
-    table = (out / "table.md").read_text()
-    assert table in shown and table.count("\n") == 2 + len(points) * len(arms)
+    table, forms = (out / "table.md").read_text(), (out / "dispatch.md").read_text()
+    assert table in shown and table.count("\n| ") == len(points) * len(arms)
+    assert forms in shown and any(arm.startswith("luna") for arm in arms) == (" | the device is cpu |" in forms)
+    assert ("told so" in forms) == any("unfused" in arm for arm in arms)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG") and b"<svg" in (out / "curves.svg").read_bytes()
+    if command != "train":
+        return
 
     # again: nothing is measured twice, nor mixed with other settings
     before = (out / "results.json").read_bytes()
     assert table in benchmark(*words).stdout
     assert (out / "results.json").read_bytes() == before
-    assert "choose another --out" in benchmark(*words, "--rounds", 3, fails=True).stderr
+    words[words.index("bf16")] = "fp32"
+    assert "precision was 'bf16', now 'fp32': choose another --out" in benchmark(*words, fails=True).stderr
+
+
+def test_memory_of_an_arm_alone(tmp_path):
+    """As a user measures it: in processes of their own, at sizes of their own."""
+    words = ["operator", "--cpu", "--out", tmp_path, "--rounds", 1, "--dim", 32, "--heads", 2, "--points", "8:100"]
+    shown = benchmark(*words, "--threads", 1, "--arms", "naive", "fla-gsa", fails=True)
+    assert "flash-linear-attention cannot be used" in shown.stdout and "fla-gsa; the reasons" in shown.stderr
+    found = json.loads((tmp_path / "results.json").read_text())["points"][0]["arms"]
+    assert found["naive"]["bytes"] > 0 and "error" in found["fla-gsa"]
+
+
+def gla(q, k, v, g_gamma, scale=None):
+    """As flash-linear-attention's chunk_simple_gla: sum_j scale q_t k_j exp((t - j) gamma) v_j."""
+    place = torch.arange(q.size(1))
+    decay = torch.exp((place.unsqueeze(1) - place) * g_gamma.view(-1, 1, 1)).tril()
+    weights = torch.einsum("bthd,bshd->bhts", q, k) * (scale or q.size(-1) ** -0.5) * decay
+    return torch.einsum("bhts,bshd->bthd", weights, v), None
+
+
+def test_what_is_compared_computes_the_same(monkeypatch):
+    """Luna's attention with a decaying mean, once by the plugin and once by flash-linear-attention's product."""
+    monkeypatch.setattr(operators, "of_fla", lambda module, name: gla)
+    sizes = {"dim": 32, "heads": 2, "length": 9, "slots": 5}
+    torch.manual_seed(1)
+
+    def numbers(*shape):
+        return torch.randn(shape, requires_grad=True)
+
+    call, leaves = operators.simple_gla({}, sizes, 3, numbers)
+    q, k, v, a = (x.transpose(1, 2) for x in leaves)
+    want, _ = attend(q / 4, k, v, a, decay=head_decays(2, torch.device("cpu")).float())
+    torch.testing.assert_close(call(), want.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.stock
+def test_operators_are_counted():
+    """Not those that only look at numbers, nor those that leave the work to others."""
+    x = torch.randn(4, 4, requires_grad=True)
+
+    def step():
+        y = torch.mm(x.t().view(4, 4), x)  # mm
+        with torch.autograd.profiler.record_function(counting.OPTIMISER):
+            torch.nn.functional.relu(y)  # its clamp_min, or itself
+
+    assert counting.count(step, torch.device("cpu")) == {"operators": 2, "without the optimiser": 1}
+
+
+class Event:
+    """Of torch's profiler."""
+
+    def __init__(self, name, device, us):
+        self.name, self.device_type = name, getattr(torch.autograd.DeviceType, device)
+        self.time_range = type("Range", (), {"elapsed_us": lambda _: us})()
+
+
+def test_kernels_are_counted():
+    """Not copies from the host, nor spans with a name; a graph of many is launched once."""
+    events = [
+        Event("cudaLaunchKernel", "CPU", 5),
+        Event("cuLaunchKernelEx", "CPU", 5),
+        Event("cudaGraphLaunch", "CPU", 5),
+        Event("cudaDeviceSynchronize", "CPU", 5),
+        Event("void gemm<float>", "CUDA", 1000),
+        Event("_pack_forward", "CUDA", 300),
+        Event("Memcpy HtoD (Pageable -> Device)", "CUDA", 100),
+        Event("Memcpy DtoD (Device -> Device)", "CUDA", 100),
+        Event("Optimizer.step#Adam.step", "CUDA", 5000),
+    ]
+    assert counting.of_gpu(events) == {"kernels": 3, "launches": 3, "gpu ms": 1.5}
+    assert "| 1,000 | luna-16 | 2.00 s |" in tabulate(
+        "operator", [{"length": 1000, "arms": {"luna-16": MEASURED}}], True
+    )
+
+
+MEASURED = {
+    "seconds": {"median": 2.0},
+    "tokens a second": 50.0,
+    "launched": {"kernels": 3, "launches": 3, "gpu ms": 1.5},
+    "bytes": 1 << 20,
+}
 
 
 @pytest.mark.parametrize(
@@ -59,12 +162,16 @@ def test_every_command(command, arms, points, tmp_path):
         (["train", "--arms", "luna-16-bf16"], "there is no arm luna-16-bf16 here"),
         (["train", "--arms", "mine:some_arch"], "mine:some_arch needs --user-dir"),
         (["train", "--quick", "--arms", "luna-0"], "--projection-length must be at least 1"),
-        (["train", "--user-dir", "/no where", "--arms", "mine:some_arch"], "/no where"),
-        (["train", "--quick", "--dim", "30", "--heads", "4"], "--heads 4 does not divide --dim 30"),
+        (["train", "--quick", "--user-dir", "/no where", "--arms", "mine:some_arch"], "/no where"),
+        (["train", "--quick", "--dim", "30", "--heads", "4", "--arms", "luna-4"], "--heads 4 does not divide --dim 30"),
         (["train", "--vocab", "4"], "--vocab must be at least 5, of which four are special, but is 4"),
         (["train", "--points", "30"], "'30' is not LENGTH:TOKENS"),
         (["decode", "--rounds", "0"], "--rounds must be at least 1, but is 0"),
         (["train", "--arms", "luna-16", "luna-16"], "--arms names an arm twice"),
+        (["train", "--quick", "--precision", "fp16", "--arms", "luna-4"], "fairseq trains in fp16 on a GPU alone"),
+        (["train", "--precision", "fp8"], "invalid choice: 'fp8'"),
+        (["decode", "--precision", "fp16", "--arms", "luna-16-int8"], "luna-16-int8 says its precision itself"),
+        (["operator", "--arms", "luna-16-plain"], "there is no arm luna-16-plain here"),
         ([], "required"),
     ],
 )
