@@ -22,7 +22,8 @@ def serve(connection: Any, workload: str, arm: Dict[str, Any], cpu: bool, thread
     """Answer requests until the other end closes.
 
     ("build", sizes) makes the arm ready, in place of what it was before; ("step",) does a step and gives seconds and
-    bytes; ("count",) does one more and gives what it launches, and the forms of the plugin's operators.
+    bytes; ("count",) does one more and gives what it launches, and the forms of the plugin's operators; ("rest",) gives
+    back the memory.
     """
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's concern
@@ -62,15 +63,22 @@ class Worker:
     def build(self, sizes: Dict[str, Any]) -> Dict[str, Any]:
         import torch
 
-        self.job, self.steps = None, 0
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.rest()
         self.forget_peak()
         self.before = peak_memory(self.device)
         torch.manual_seed(sizes["seed"])
         self.job = self.workload(self.arm, sizes, self.device)
         return {"amount": self.job.amount, "unit": self.job.unit}
+
+    def rest(self) -> Dict[str, Any]:
+        """Nothing is kept but what Python has."""
+        import torch
+
+        self.job, self.steps = None, 0
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {}
 
     def step(self) -> Dict[str, Any]:
         """Memory is what came on top of the process as it was before the arm was built: parameters, gradients, the

@@ -59,42 +59,39 @@ class Crew:
 
     On a CPU each point has fresh processes, whose memory begins at nothing, and each arm's memory is measured in
     another one, alone (not with --quick). On a GPU the processes stay, and torch's allocator counts what each of them
-    has: whoever works beside it does not show there.
+    has: whoever works beside it does not show there. Launches are counted by others, since a process that has been
+    profiled may launch more slowly ever after.
     """
 
     def __init__(self, args: argparse.Namespace, chosen: List[Dict[str, Any]], gpu: bool) -> None:
         self.args, self.chosen = args, chosen
         self.stays = gpu
         self.running: Dict[str, Arm] = {}
+        self.counting: Dict[str, Arm] = {}
 
     def measure(self, sizes: Dict[str, Any], line: Any) -> Dict[str, Any]:
         """Seconds, ratios, bytes and launches of each arm at one point; `line` shows the steps."""
         running = self.built(sizes)
         ready = {name: one.answer() for name, one in running.items()}
+        for one in self.counting.values():
+            one.do("rest")  # it is not to be still starting beside what is timed
         rounds = self.rounds(running, line)
+        found = {name: {"error": one.error} for name, one in running.items()}
+        sound = [spec for spec in self.chosen if running[spec["name"]].error is None]
         first = rounds[self.chosen[0]["name"]]
-        found: Dict[str, Any] = {}
-        for spec in self.chosen:
-            name, one = spec["name"], running[spec["name"]]
-            steps = rounds[name]
-            if one.error is not None:
-                found[name] = {"error": one.error}
-                continue
-            result = found[name] = {"seconds": spread([s["seconds"] for s in steps])}
-            if len(first) == len(steps):
-                result["time"] = spread([s["seconds"] / f["seconds"] for s, f in zip(steps, first)])
-            if "encoder" in steps[0]:
-                tokens = [(s["seconds"] - s["encoder"]) / sizes["out_length"] for s in steps]
-                result["seconds a token"] = spread(tokens)
-            result[f"{ready[name]['unit']} a second"] = ready[name]["amount"] / result["seconds"]["median"]
-            result["bytes"], result["bytes of the process"] = steps[-1]["memory"], steps[-1]["whole"]
-            counted = one.do("count")
-            result.update(counted if one.error is None else {"not counted": one.error})
+        for name in (spec["name"] for spec in sound):
+            found[name] = figures(rounds[name], first, ready[name], sizes)
+        if self.stays:
+            for one in running.values():
+                one.do("rest")
+        for spec in sound:
+            name = spec["name"]
+            found[name].update(counted(self.counting[name], sizes) if self.stays else counted(running[name]))
         if not self.stays:
             self.end()
-            for spec in self.chosen:
-                if not self.args.quick and "error" not in found[spec["name"]]:
-                    found[spec["name"]].update(self.alone(spec, sizes))
+        if not self.stays and not self.args.quick:
+            for spec in sound:
+                found[spec["name"]].update(self.alone(spec, sizes))
         base = found[self.chosen[0]["name"]].get("bytes")
         for result in found.values():
             if base and "bytes" in result:
@@ -105,9 +102,10 @@ class Crew:
         """All arms, asked to be ready for a point."""
         with memory_reused(self.args.allocator == "reuse"):
             for spec in self.chosen:
-                one = self.running.get(spec["name"])
-                if one is None or not one.process.is_alive():
-                    self.running[spec["name"]] = Arm(self.args, spec)
+                for processes in [self.running, self.counting][: 1 + self.stays]:
+                    one = processes.get(spec["name"])
+                    if one is None or not one.process.is_alive():
+                        processes[spec["name"]] = Arm(self.args, spec)
         for one in self.running.values():
             one.ask("build", sizes)
         return self.running
@@ -150,9 +148,36 @@ class Crew:
         return {"bytes": answer["memory"], "bytes of the process": answer["whole"]}
 
     def end(self) -> None:
-        for one in self.running.values():
+        for one in (*self.running.values(), *self.counting.values()):
             one.end()
-        self.running = {}
+        self.running, self.counting = {}, {}
+
+
+def figures(
+    steps: List[Dict[str, Any]], first: List[Dict[str, Any]], ready: Dict[str, Any], sizes: Dict[str, Any]
+) -> Dict[str, Any]:
+    """What the steps of an arm come to, beside those of the first arm where all of these are there."""
+    found: Dict[str, Any] = {"seconds": spread([s["seconds"] for s in steps])}
+    if len(first) == len(steps):
+        found["time"] = spread([s["seconds"] / f["seconds"] for s, f in zip(steps, first)])
+    if "encoder" in steps[0]:
+        found["seconds a token"] = spread([(s["seconds"] - s["encoder"]) / sizes["out_length"] for s in steps])
+    found[f"{ready['unit']} a second"] = ready["amount"] / found["seconds"]["median"]
+    found["bytes"], found["bytes of the process"] = steps[-1]["memory"], steps[-1]["whole"]
+    return found
+
+
+def counted(one: Arm, sizes: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
+    """What an arm launches, and in which forms, where it is or built anew for a point."""
+    requests: List[Any] = [("count",)] if sizes is None else [("build", sizes), ("step",), ("count",)]
+    answer: Dict[str, Any] = {}
+    for request in requests:
+        answer = one.do(*request)
+        if one.error is not None:
+            answer = {"not counted": one.error}
+            break
+    one.do("rest")
+    return answer
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from fairseq_luna.ops.causal.attention import attend
 sys.path.insert(0, str(ROOT / "scripts"))
 import counting  # noqa: E402
 import operators  # noqa: E402
+from arm_names import arm  # noqa: E402
+from measuring import Crew  # noqa: E402
 from reporting import tabulate  # noqa: E402
 
 
@@ -82,6 +85,24 @@ def test_memory_of_an_arm_alone(tmp_path):
     assert "flash-linear-attention cannot be used" in shown.stdout and "fla-gsa; the reasons" in shown.stderr
     found = json.loads((tmp_path / "results.json").read_text())["points"][0]["arms"]
     assert found["naive"]["bytes"] > 0 and "error" in found["fla-gsa"]
+
+
+def test_processes_that_stay(tmp_path):
+    """As on a GPU: the same for all points, with others that count."""
+    args = Namespace(command="operator", arms=None, quick=True, cpu=True, threads=1, rounds=2, allocator="system")
+    chosen = [arm(name, args) for name in ("naive", "fla-gsa", "luna-5")]
+    sizes = {"dim": 32, "heads": 2, "slots": 5, "tokens": 20, "precision": "fp32", "seed": 1}
+    crew = Crew(args, chosen, gpu=True)
+    ids, line = [], Namespace(update=lambda steps=1: None)
+    for length in 5, 20:
+        found = crew.measure({**sizes, "length": length}, line)
+        assert "error" in found["fla-gsa"]
+        for name in "naive", "luna-5":
+            assert found[name]["seconds"]["median"] > 0 and found[name]["launched"]["operators"] > 0
+        assert found["luna-5"]["forms"]["causal attention"]["form"] == "direct" and not found["naive"]["forms"]
+        ids.append([one.process.pid for one in (*crew.running.values(), *crew.counting.values())])
+    assert ids[0] == ids[1] and len(set(ids[0])) == 6
+    crew.end()
 
 
 def gla(q, k, v, g_gamma, scale=None):
