@@ -1,21 +1,21 @@
 """Time and memory of Luna beside fairseq's Transformer, measured in turn in one run.
 
 Every arm lives in a process of its own; one after the other makes one step, round after round, and what is reported
-is the median of each round's ratio to the first arm, with its quartiles. Peak memory comes from other processes, one
-for each arm alone. The first steps are not counted.
+is the median of each round's ratio to the first arm, with its quartiles. The first steps are not counted. Peak memory
+is that of an arm alone: on a CPU it comes from other processes, on a GPU from torch's allocator. One more step is
+profiled: its kernels are counted, or its operators where there is no GPU.
 
-What goes into a folder: table.md, results.json (with the machine and all versions), curves.png and curves.svg. The
-same command goes on where it was stopped.
+What goes into a folder: table.md (after every point), results.json (with the machine, all versions and the forms that
+the operators took), dispatch.md with --dispatch, curves.png and curves.svg. The same command goes on where it was
+stopped.
 """
 
 import argparse
-import multiprocessing
 import os
 from pathlib import Path
-from statistics import median, quantiles
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple
 
-import arms
+from arm_names import ARMS, PRECISIONS, arm
 from common import (
     Problem,
     alone,
@@ -26,18 +26,17 @@ from common import (
     machine,
     read_json,
     versions,
-    whole,
     write_json,
     write_text,
 )
+from measuring import Crew
 from progress import bar
-
-# As scripts/env.sh has it for the other scripts.
-REUSE_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+from reporting import draw, say, show_forms, show_point, tabulate
 
 BASE = {"dim": 512, "ffn": 2048, "heads": 8, "layers": 6, "vocab": 32000, "dropout": 0.1}
 BYTES = {"dim": 256, "ffn": 1024, "heads": 4, "layers": 4, "vocab": 260, "dropout": 0.1}
 QUICK = {"dim": 32, "ffn": 64, "heads": 2, "layers": 2, "vocab": 100}
+IN_FEWER_BITS = tuple(f"-{word}" for word in PRECISIONS)
 
 
 class Command(NamedTuple):
@@ -77,7 +76,7 @@ COMMANDS = {
         points(length=[32, 64], tokens=[64, 64]),
     ),
     "operator": Command(
-        "the causal product alone, forward and backward: by chunks against every outer product",
+        "the causal product or the causal attention alone, forward and backward",
         {**BASE, "slots": 16},
         ["naive", "chunk"],
         points(length=[32, 128, 512, 2048, 8192], tokens=[8192] * 5),
@@ -91,16 +90,21 @@ def main() -> None:
     command = COMMANDS[args.command]
     sizes = {**command.sizes, **(QUICK if args.quick else {})}
     sizes.update({key: value for key, value in vars(args).items() if key in sizes and value is not None})
-    chosen = [arm(name, args) for name in args.arms or command.arms]
+    device = machine(args.cpu)
+    gpu = device["gpu"] is not None
+    # these are for a CPU, and from float32
+    names = [name for name in command.arms if not (gpu or args.precision != "fp32") or not name.endswith(IN_FEWER_BITS)]
+    chosen = [arm(name, args) for name in args.arms or names]
     todo = args.points or (command.quick if args.quick else command.points)
+    asked = {key: getattr(args, key) for key in ("beam", "threads", "seed", "cpu", "precision")}
     settings = {
         "command": args.command,
         "arms": chosen,
         "points": todo,
-        "sizes": {**sizes, "beam": args.beam, "threads": args.threads, "seed": args.seed, "cpu": args.cpu},
+        "sizes": {**sizes, **asked},
         "rounds": args.rounds,
         "allocator": args.allocator,
-        "machine": {**machine(args.cpu), "torch threads": args.threads},
+        "machine": {**device, "torch threads": args.threads},
         "versions": versions(),
     }
     folder = args.out
@@ -115,14 +119,23 @@ def main() -> None:
         # what failed is tried again: its cause may be gone
         sound = [all("error" not in found for found in result["arms"].values()) for result in done] + [False]
         results = done[: sound.index(False)]
+        crew = Crew(args, chosen, gpu)
         for point in todo[len(results) :]:
-            name = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in point.items())
-            say(f"{args.command}: {name}")
-            results.append({**point, "arms": measure(args, chosen, {**settings["sizes"], **point})})
+            say(f"{args.command}: {show_point(point)}")
+            with bar((args.rounds + 1) * len(chosen), "step") as line:
+                found = crew.measure({**settings["sizes"], **point}, line)
+            for name, one in found.items():
+                for key in "error", "not counted":
+                    if key in one:
+                        say(f"{name}: {'' if key == 'error' else 'what it launches: '}{one[key]}")
+            results.append({**point, "arms": found})
             write_json(folder / "results.json", {**settings, "points": results})
-        table = tabulate(args.command, results)
-        write_text(folder / "table.md", table)
-        print(table)
+            write_text(folder / "table.md", tabulate(args.command, results, gpu))
+        crew.end()
+        print(tabulate(args.command, results, gpu))
+        if args.dispatch:
+            write_text(folder / "dispatch.md", show_forms(results))
+            print(show_forms(results))
         draw(args.command, results, folder)
         say(f"everything is in {folder}")
         failed = [name for result in results for name, found in result["arms"].items() if "error" in found]
@@ -161,6 +174,13 @@ def parse_args() -> argparse.Namespace:
         sub.add_argument("--beam", type=int, default=5, metavar="N", help="default %(default)s")
         sub.add_argument("--rounds", type=int, metavar="N", help="counted steps of each arm (default 5; --quick: 2)")
         sub.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: all cores")
+        sub.add_argument(
+            "--precision",
+            choices=("fp32", "fp16", "bf16"),
+            default="fp32",
+            help="of parameters and activations, as fairseq has it; in training with its own FP16Optimizer, whose "
+            "parameters are in float32 (default %(default)s)",
+        )
         sub.add_argument("--seed", type=int, default=1, metavar="N", help="default %(default)s")
         sub.add_argument("--cpu", action="store_true", help="leave a GPU alone")
         sub.add_argument(
@@ -168,6 +188,11 @@ def parse_args() -> argparse.Namespace:
             choices=("reuse", "system"),
             default="reuse",
             help="reuse: on a CPU all arms keep freed memory, as the scripts here do; system: as the C library has it",
+        )
+        sub.add_argument(
+            "--dispatch",
+            action="store_true",
+            help="show which form each operator of the plugin took, and why it was no kernel",
         )
         sub.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
         sub.add_argument("--out", type=Path, metavar="DIR", help=f"default runs/benchmark/{name}")
@@ -192,222 +217,6 @@ def point(text: str, keys: List[str]) -> Dict[str, int]:
     if len(values) != len(keys) or not all(v.isdigit() and int(v) > 0 for v in values):
         raise argparse.ArgumentTypeError(f"{text!r} is not {':'.join(key.upper() for key in keys)}")
     return {key: int(value) for key, value in zip(keys, values)}
-
-
-# words behind luna-L, and the options that they stand for
-VARIANTS = {
-    "untied": ["--untie-luna-kv"],
-    "gaussian": ["--pack-bias", "gaussian"],
-    "gaussianunpack": ["--encoder-unpack-bias", "gaussian"],
-    "plain": ["--pack-values", "plain"],
-    "decaying": ["--causal-mean", "decaying"],
-    "fullcross": ["--cross-attention", "full"],
-    "softmaxencoder": ["--encoder-self-attention", "softmax"],
-    "softmaxdecoder": ["--decoder-self-attention", "softmax"],
-}
-PRECISIONS = {word: ["--inference-precision", word] for word in ("bf16", "int8")}
-MODELS = f"luna-L, with any of -{', -'.join(VARIANTS)} behind, transformer, mine:ARCH (with its own feed-forward)"
-ARMS = {
-    "train": MODELS,
-    "decode": f"{MODELS}, any luna also with -bf16 or -int8, ctranslate2-float32, ctranslate2-int8",
-    "length": f"{MODELS}, softmax (with the n x n matrix), fused (torch's fused attention)",
-    "operator": "naive, chunk, recurrent, each also with -decaying",
-}
-
-
-def arm(name: str, args: argparse.Namespace) -> Dict[str, Any]:
-    """What the process of an arm needs to know."""
-    kind, _, rest = name.partition("-")
-    if args.command == "operator" and kind in ("naive", "chunk", "recurrent") and rest in ("", "decaying"):
-        return {"name": name, "form": kind, "decaying": bool(rest)}
-    if args.command == "decode" and kind == "ctranslate2" and rest in ("float32", "int8"):
-        return {"name": name, "arch": "ctranslate2", "quantization": rest, "options": []}
-    if name == "transformer" or (args.command == "length" and name in ("softmax", "fused")):
-        return {"name": name, "arch": "transformer", "fused": name != "softmax", "options": []}
-    if name.startswith("mine:") and args.command != "operator":
-        if not args.user_dir:
-            raise Problem(f"{name} needs --user-dir, the folder of the plugin")
-        return {"name": name, "arch": name[5:], "user_dir": args.user_dir, "options": []}
-    words = rest.split("-")
-    known = {**VARIANTS, **(PRECISIONS if args.command == "decode" else {})}
-    if args.command != "operator" and kind == "luna" and words[0].isdigit() and set(known).issuperset(words[1:]):
-        options = ["--projection-length", words[0], *(option for word in words[1:] for option in known[word])]
-        return {"name": name, "arch": "luna_transformer", "options": options}
-    raise Problem(f"there is no arm {name} here: {ARMS[args.command]}")
-
-
-def say(message: str) -> None:
-    print(f"benchmark: {message}", flush=True)
-
-
-# ---- measuring
-
-
-class Arm:
-    """An arm at work in a process of its own."""
-
-    def __init__(self, command: str, arm: Dict[str, Any], sizes: Dict[str, Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=arms.serve, args=(theirs, command, arm, sizes), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.error: Optional[str] = None
-        self.answer()
-
-    def answer(self) -> Dict[str, Any]:
-        try:
-            answer = self.connection.recv()
-        except (EOFError, OSError):
-            answer = {"error": self.end()}
-        self.error = answer.get("error")
-        return answer
-
-    def step(self) -> Dict[str, Any]:
-        try:
-            self.connection.send(True)
-        except OSError:
-            pass  # it is gone: the answer tells how
-        return self.answer()
-
-    def end(self) -> str:
-        self.connection.close()
-        self.process.join()
-        code = self.process.exitcode or 0
-        return f"killed by signal {-code}: out of memory?" if code < 0 else f"ended with exit code {code}"
-
-
-def measure(args: argparse.Namespace, chosen: List[Dict[str, Any]], sizes: Dict[str, Any]) -> Dict[str, Any]:
-    """Seconds, ratios and bytes of each arm at one point."""
-    found: Dict[str, Any] = {}
-    for key in REUSE_MEMORY:
-        os.environ.pop(key, None)
-    os.environ.update(REUSE_MEMORY if args.allocator == "reuse" else {})
-    running = {spec["name"]: Arm(args.command, spec, sizes) for spec in chosen}
-    for key in REUSE_MEMORY:
-        os.environ.pop(key, None)
-    rounds: Dict[str, List[Dict[str, Any]]] = {name: [] for name in running}
-    with bar((args.rounds + 1) * len(running), "step") as line:
-        for number in range(args.rounds + 1):
-            for name, one in running.items():
-                answer = one.step() if one.error is None else {}
-                if number and one.error is None:
-                    rounds[name].append(answer)
-                line.update()
-    for one in running.values():
-        one.end()
-    first = rounds[chosen[0]["name"]]
-    for spec in chosen:
-        name, steps = spec["name"], rounds[spec["name"]]
-        if running[name].error is not None:
-            found[name] = {"error": running[name].error}
-            say(f"{name}: {running[name].error}")
-            continue
-        found[name] = {"seconds": spread([s["seconds"] for s in steps])}
-        if len(first) == len(steps):
-            found[name]["time"] = spread([s["seconds"] / f["seconds"] for s, f in zip(steps, first)])
-        if "encoder" in steps[0]:
-            tokens = [(s["seconds"] - s["encoder"]) / sizes["out_length"] for s in steps]
-            found[name]["seconds a token"] = spread(tokens)
-        # alone, and with the memory that the C library would take
-        single = Arm(args.command, spec, sizes)
-        for _ in range(2):
-            answer = single.step() if single.error is None else {}
-        single.end()
-        if single.error is None:
-            found[name]["bytes"], found[name]["bytes of the process"] = answer["memory"], answer["whole"]
-    base = found[chosen[0]["name"]].get("bytes")
-    for result in found.values():
-        if base and "bytes" in result:
-            result["memory"] = result["bytes"] / base
-    return found
-
-
-def spread(values: List[float]) -> Dict[str, float]:
-    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"median": median(values), "lower quartile": low, "upper quartile": high}
-
-
-# ---- what is left of it
-
-
-def tabulate(command: str, results: List[Dict[str, Any]]) -> str:
-    """A table with a line for each arm at each point."""
-    keys = [key for key in results[0] if key != "arms"]
-    per_token = command == "decode"
-    head = [*(key.replace("_", " ") for key in keys), "arm", "time", "time, the first = 1 (quartiles)", "speed"]
-    head += ["ms a token"] * per_token + ["memory", "memory, the first = 1"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for result in results:
-        for name, found in result["arms"].items():
-            row = [*(f"{result[key]:,}" for key in keys), name]
-            if "error" in found:
-                row += [found["error"].strip().splitlines()[-1][:80]]
-                row += [""] * (len(head) - len(row))
-            else:
-                time = found.get("time")
-                row.append(show_seconds(found["seconds"]["median"]))
-                row += (
-                    [f"{time['median']:.2f} ({time['lower quartile']:.2f}-{time['upper quartile']:.2f})"]
-                    + [f"{1 / time['median']:.2f}x"]
-                    if time
-                    else ["", ""]
-                )
-                if per_token:
-                    token = found.get("seconds a token")
-                    row.append(f"{1000 * token['median']:.1f}" if token else "")
-                row.append(f"{found['bytes'] / 2**20:,.0f} MB" if "bytes" in found else "")
-                row.append(f"{found['memory']:.2f}" if "memory" in found else "")
-            lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def show_seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
-
-
-def draw(command: str, results: List[Dict[str, Any]], folder: Path) -> None:
-    """Time and memory by length, or bars where the points differ in more than that."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        say("matplotlib is not installed: no curves.png")
-        return
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    names = list(results[0]["arms"])
-    labels = [":".join(str(v) for k, v in result.items() if k != "arms") for result in results]
-    lengths = [result["length"] for result in results]
-    curves = command != "decode" and len(results) > 1
-    for index, (key, title) in enumerate((("time", "time of a step"), ("memory", "peak memory")), 1):
-        axes = figure.add_subplot(1, 2, index)
-        for number, name in enumerate(names):
-            values = [value_of(result["arms"][name], key) for result in results]
-            if curves:
-                axes.plot(lengths, values, marker="o", label=name)
-            else:
-                width = 0.8 / len(names)
-                axes.bar([i + number * width for i in range(len(values))], values, width, label=name)
-        if curves:
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
-            axes.minorticks_off()
-            axes.set_xlabel("length in tokens")
-            axes.set_ylim(bottom=0)
-        else:
-            axes.set_xticks([i + 0.4 - 0.4 / len(names) for i in range(len(labels))], labels)
-            axes.set_xlabel(":".join(k.replace("_", " ") for k in results[0] if k != "arms"))
-        axes.set_ylabel(f"{title}, {names[0]} = 1")
-        axes.axhline(1, color="grey", linewidth=0.8)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    for suffix in "png", "svg":
-        with whole(folder / f"curves.{suffix}") as file:
-            figure.savefig(file, format=suffix, dpi=120)
-
-
-def value_of(found: Dict[str, Any], key: str) -> float:
-    value = found.get(key, float("nan"))
-    return value["median"] if isinstance(value, dict) else value
 
 
 if __name__ == "__main__":

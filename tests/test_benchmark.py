@@ -1,113 +1,179 @@
 """The benchmark works; what it measures is no test's concern."""
 
 import json
-import multiprocessing
 import shutil
+import subprocess
 import sys
-from pathlib import Path
+from argparse import Namespace
 
 import pytest
-from commands import ROOT, USER_DIR, run, script
+import torch
+from commands import ENV, ROOT, USER_DIR, run
 
-import fairseq_luna  # noqa: F401  torch and fairseq are then there for processes that are forked
+from fairseq_luna.modules.causal_attention import head_decays
+from fairseq_luna.ops.causal.attention import attend
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import benchmark  # noqa: E402
-from common import entry  # noqa: E402
+import counting  # noqa: E402
+import operators  # noqa: E402
+from arm_names import arm  # noqa: E402
+from measuring import Crew  # noqa: E402
+from reporting import tabulate  # noqa: E402
 
 
-class Forks:
-    """Processes that are forked, as multiprocessing has them, and hold no other's pipe open."""
-
-    def __init__(self) -> None:
-        self.context = multiprocessing.get_context("fork")
-        self.ours: list = []
-
-    def Pipe(self) -> tuple:
-        ours, theirs = self.context.Pipe()
-        self.ours.append(ours)
-        return ours, theirs
-
-    def Process(self, target, args, daemon):
-        return self.context.Process(target=self.child, args=(target, *args), daemon=daemon)
-
-    def child(self, target, *args) -> None:
-        for connection in self.ours:
-            connection.close()
-        target(*args)
+def benchmark(*args, **options):
+    return run([sys.executable, ROOT / "scripts" / "benchmark.py", *map(str, args)], **options)
 
 
-@pytest.fixture
-def forked(monkeypatch):
-    """benchmark.py in this process, its arms in forked ones: fresh ones would spend seconds on imports."""
-    forks = Forks()
-    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: forks)
-    monkeypatch.setattr(benchmark, "go_on_later", lambda: None)
-
-    def call_it(*words) -> None:
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, words)])
-        entry("benchmark", benchmark.main)
-
-    return call_it
-
-
-def check(out: Path, command: str, arms: list, points: list) -> str:
-    """What a folder of measurements holds; its table."""
+@pytest.mark.parametrize(
+    "command, precision, arms, points",
+    [
+        ("train", "bf16", ["transformer", "luna-4-untied-gaussian", "mine:luna_transformer"], ["40:80"]),
+        ("decode", "fp32", ["transformer", "luna-5-fullcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
+        ("decode", "bf16", ["luna-5"], ["8:1:2"]),
+        ("length", "bf16", ["softmax", "fused", "luna-5", "mine:transformer"], ["64:64"]),
+        (
+            "operator",
+            "bf16",
+            ["naive", "chunk-decaying", "recurrent-decaying", "luna-5", "luna-16-untied-decaying-unfused", "sdpa"],
+            ["8:100", "100:100"],
+        ),
+    ],
+)
+def test_every_command(command, precision, arms, points, tmp_path):
+    out = tmp_path / "a folder"
+    words = [command, "--quick", "--cpu", "--threads", 1, "--out", out, "--arms", *arms, "--points", *points]
+    words += ["--precision", precision, "--dispatch"]
+    if any(arm.startswith("mine:") for arm in arms):
+        # a plugin of the same name elsewhere, as an earlier version would be
+        words += ["--user-dir", shutil.copytree(USER_DIR, tmp_path / "elsewhere" / USER_DIR.name)]
+    shown = benchmark(*words).stdout
     report = json.loads((out / "results.json").read_text())
     assert report["machine"]["torch threads"] == 1 and report["versions"]["torch"]
     assert len(report["points"]) == len(points)
     for point in report["points"]:
         assert list(point["arms"]) == arms
         for found in point["arms"].values():
-            assert found["seconds"]["median"] > 0 and found["bytes"] >= 0, found
+            assert found["seconds"]["median"] > 0 and found["bytes"] > 0, found
             assert found["time"]["lower quartile"] <= found["time"]["median"] <= found["time"]["upper quartile"]
             assert (found.get("seconds a token", {}).get("median", 1) > 0) and (
                 ("seconds a token" in found) == (command == "decode")
             )
-        assert point["arms"][arms[0]]["time"]["median"] == 1
-    table = (out / "table.md").read_text()
-    assert table.count("\n") == 2 + len(points) * len(arms)
+            assert found["sentences a second" if command == "decode" else "tokens a second"] > 0
+            assert found["launched"]["operators"] > 0
+        assert point["arms"][arms[0]]["time"]["median"] == point["arms"][arms[0]]["memory"] == 1
+    table, forms = (out / "table.md").read_text(), (out / "dispatch.md").read_text()
+    assert table in shown and table.count("\n| ") == len(points) * len(arms)
+    assert forms in shown and any(arm.startswith("luna") for arm in arms) == (" | the device is cpu |" in forms)
+    assert ("told so" in forms) == any("unfused" in arm for arm in arms)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG") and b"<svg" in (out / "curves.svg").read_bytes()
-    return table
-
-
-def quick(command: str, arms: list, points: list, out: Path) -> list:
-    return [command, "--quick", "--cpu", "--threads", 1, "--out", out, "--arms", *arms, "--points", *points]
-
-
-def test_a_measurement(tmp_path):
-    """By the real command, memory included; with a plugin of the same name elsewhere, such as an earlier version."""
-    out, arms, points = tmp_path / "a folder", ["transformer", "mine:luna_transformer"], ["40:80"]
-    words = [*quick("train", arms, points, out), "--user-dir"]
-    words.append(shutil.copytree(USER_DIR, tmp_path / "elsewhere" / USER_DIR.name))
-    shown = run(script("scripts/benchmark.py", *words)).stdout
-    assert check(out, "train", arms, points) in shown
-    ((first, second),) = (point["arms"].values() for point in json.loads((out / "results.json").read_text())["points"])
-    assert first["bytes"] > 0 and second["bytes"] > 0 and first["memory"] == 1
-
-
-@pytest.mark.parametrize(
-    "command, arms, points",
-    [
-        ("train", ["transformer", "luna-4-untied-gaussian"], ["40:80"]),
-        ("decode", ["transformer", "luna-5-fullcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
-        ("length", ["softmax", "fused", "luna-5"], ["64:64"]),
-        ("operator", ["naive", "chunk-decaying", "recurrent-decaying"], ["8:100", "100:100"]),
-    ],
-)
-def test_every_command(forked, capsys, command, arms, points, tmp_path):
-    out = tmp_path / "a folder"
-    words = quick(command, arms, points, out)
-    forked(*words)
-    table = check(out, command, arms, points)
-    assert table in capsys.readouterr().out
+    if command != "train":
+        return
 
     # again: nothing is measured twice, nor mixed with other settings
     before = (out / "results.json").read_bytes()
-    forked(*words)
-    assert table in capsys.readouterr().out and (out / "results.json").read_bytes() == before
-    with pytest.raises(SystemExit, match="choose another --out"):
-        forked(*words, "--rounds", 3)
+    assert table in benchmark(*words).stdout
+    assert (out / "results.json").read_bytes() == before
+    words[words.index("bf16")] = "fp32"
+    assert "precision was 'bf16', now 'fp32': choose another --out" in benchmark(*words, fails=True).stderr
+
+
+def test_memory_of_an_arm_alone(tmp_path):
+    """As a user measures it: in processes of their own, at sizes of their own."""
+    words = ["operator", "--cpu", "--out", tmp_path, "--rounds", 1, "--dim", 32, "--heads", 2, "--points", "8:100"]
+    shown = benchmark(*words, "--threads", 1, "--arms", "naive", "fla-gsa", fails=True)
+    assert "flash-linear-attention cannot be used" in shown.stdout and "fla-gsa; the reasons" in shown.stderr
+    found = json.loads((tmp_path / "results.json").read_text())["points"][0]["arms"]
+    assert found["naive"]["bytes"] > 0 and "error" in found["fla-gsa"]
+
+
+def test_processes_that_stay(tmp_path):
+    """As on a GPU: the same for all points, with others that count."""
+    args = Namespace(command="operator", arms=None, quick=True, cpu=True, threads=1, rounds=2, allocator="system")
+    chosen = [arm(name, args) for name in ("naive", "fla-gsa", "luna-5")]
+    sizes = {"dim": 32, "heads": 2, "slots": 5, "tokens": 20, "precision": "fp32", "seed": 1}
+    crew = Crew(args, chosen, gpu=True)
+    ids, line = [], Namespace(update=lambda steps=1: None)
+    for length in 5, 20:
+        found = crew.measure({**sizes, "length": length}, line)
+        assert "error" in found["fla-gsa"]
+        for name in "naive", "luna-5":
+            assert found[name]["seconds"]["median"] > 0 and found[name]["launched"]["operators"] > 0
+        assert found["luna-5"]["forms"]["causal attention"]["form"] == "direct" and not found["naive"]["forms"]
+        ids.append([one.process.pid for one in (*crew.running.values(), *crew.counting.values())])
+    assert ids[0] == ids[1] and len(set(ids[0])) == 6
+    crew.end()
+
+
+def gla(q, k, v, g_gamma, scale=None):
+    """As flash-linear-attention's chunk_simple_gla: sum_j scale q_t k_j exp((t - j) gamma) v_j."""
+    place = torch.arange(q.size(1))
+    decay = torch.exp((place.unsqueeze(1) - place) * g_gamma.view(-1, 1, 1)).tril()
+    weights = torch.einsum("bthd,bshd->bhts", q, k) * (scale or q.size(-1) ** -0.5) * decay
+    return torch.einsum("bhts,bshd->bthd", weights, v), None
+
+
+def test_what_is_compared_computes_the_same(monkeypatch):
+    """Luna's attention with a decaying mean, once by the plugin and once by flash-linear-attention's product."""
+    monkeypatch.setattr(operators, "of_fla", lambda module, name: gla)
+    sizes = {"dim": 32, "heads": 2, "length": 9, "slots": 5}
+    torch.manual_seed(1)
+
+    def numbers(*shape):
+        return torch.randn(shape, requires_grad=True)
+
+    call, leaves = operators.simple_gla({}, sizes, 3, numbers)
+    q, k, v, a = (x.transpose(1, 2) for x in leaves)
+    want, _ = attend(q / 4, k, v, a, decay=head_decays(2, torch.device("cpu")).float())
+    torch.testing.assert_close(call(), want.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.stock
+def test_operators_are_counted():
+    """Not those that only look at numbers, nor those that leave the work to others."""
+    x = torch.randn(4, 4, requires_grad=True)
+
+    def step():
+        y = torch.mm(x.t().view(4, 4), x)  # mm
+        with torch.autograd.profiler.record_function(counting.OPTIMISER):
+            torch.nn.functional.relu(y)  # its clamp_min, or itself
+
+    assert counting.count(step, torch.device("cpu")) == {"operators": 2, "without the optimiser": 1}
+
+
+class Event:
+    """Of torch's profiler."""
+
+    def __init__(self, name, device, us):
+        self.name, self.device_type = name, getattr(torch.autograd.DeviceType, device)
+        self.time_range = type("Range", (), {"elapsed_us": lambda _: us})()
+
+
+def test_kernels_are_counted():
+    """Not copies from the host, nor spans with a name; a graph of many is launched once."""
+    events = [
+        Event("cudaLaunchKernel", "CPU", 5),
+        Event("cuLaunchKernelEx", "CPU", 5),
+        Event("cudaGraphLaunch", "CPU", 5),
+        Event("cudaDeviceSynchronize", "CPU", 5),
+        Event("void gemm<float>", "CUDA", 1000),
+        Event("_pack_forward", "CUDA", 300),
+        Event("Memcpy HtoD (Pageable -> Device)", "CUDA", 100),
+        Event("Memcpy DtoD (Device -> Device)", "CUDA", 100),
+        Event("Optimizer.step#Adam.step", "CUDA", 5000),
+    ]
+    assert counting.of_gpu(events) == {"kernels": 3, "launches": 3, "gpu ms": 1.5}
+    assert "| 1,000 | luna-16 | 2.00 s |" in tabulate(
+        "operator", [{"length": 1000, "arms": {"luna-16": MEASURED}}], True
+    )
+
+
+MEASURED = {
+    "seconds": {"median": 2.0},
+    "tokens a second": 50.0,
+    "launched": {"kernels": 3, "launches": 3, "gpu ms": 1.5},
+    "bytes": 1 << 20,
+}
 
 
 @pytest.mark.parametrize(
@@ -117,19 +183,24 @@ def test_every_command(forked, capsys, command, arms, points, tmp_path):
         (["train", "--arms", "luna-16-bf16"], "there is no arm luna-16-bf16 here"),
         (["train", "--arms", "mine:some_arch"], "mine:some_arch needs --user-dir"),
         (["train", "--quick", "--arms", "luna-0"], "--projection-length must be at least 1"),
-        (["train", "--user-dir", "/no where", "--arms", "mine:some_arch"], "/no where"),
-        (["train", "--quick", "--dim", "30", "--heads", "4"], "--heads 4 does not divide --dim 30"),
+        (["train", "--quick", "--user-dir", "/no where", "--arms", "mine:some_arch"], "/no where"),
+        (["train", "--quick", "--dim", "30", "--heads", "4", "--arms", "luna-4"], "--heads 4 does not divide --dim 30"),
         (["train", "--vocab", "4"], "--vocab must be at least 5, of which four are special, but is 4"),
         (["train", "--points", "30"], "'30' is not LENGTH:TOKENS"),
         (["decode", "--rounds", "0"], "--rounds must be at least 1, but is 0"),
         (["train", "--arms", "luna-16", "luna-16"], "--arms names an arm twice"),
+        (["train", "--quick", "--precision", "fp16", "--arms", "luna-4"], "fairseq trains in fp16 on a GPU alone"),
+        (["train", "--precision", "fp8"], "invalid choice: 'fp8'"),
+        (["decode", "--precision", "fp16", "--arms", "luna-16-int8"], "luna-16-int8 says its precision itself"),
+        (["operator", "--arms", "luna-16-plain"], "there is no arm luna-16-plain here"),
         ([], "required"),
     ],
 )
-def test_bad_requests(forked, capsys, words, message, tmp_path):
+def test_bad_requests(words, message, tmp_path):
     words += ["--out", tmp_path / "out", "--cpu"] if words else []
-    with pytest.raises(SystemExit) as ended:
-        forked(*words)
-    said = capsys.readouterr()
-    assert message in f"{said.out}{said.err}{ended.value}" and "Traceback" not in said.out + said.err
-    assert ended.value.code
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "benchmark.py", *map(str, words)], env=ENV, capture_output=True, text=True
+    )
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode
