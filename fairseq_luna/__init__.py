@@ -1,4 +1,4 @@
-"""Luna, linear unified nested attention (arXiv 2106.01540), for machine translation in fairseq."""
+"""Luna, linear unified nested attention (arXiv 2106.01540), for translation and language models in fairseq."""
 
 from .versions import __version__, require_fairseq, run_as_command
 

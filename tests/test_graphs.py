@@ -94,7 +94,7 @@ def test_an_ensemble_finds_the_same(lengths):
 @torch.no_grad()
 @pytest.mark.stock
 @variants
-@pytest.mark.parametrize("order", [[2, 0], [2, 0, 1], [1, 1, 1], [0, 0, 1, 1, 2, 2]], ids=str)
+@pytest.mark.parametrize("order", [[2, 0], [2, 0, 1], [1, 1, 1], [0, 1, 0], [0, 0, 1, 1, 2, 2]], ids=str)
 def test_reordering_follows_the_rows(settings, order):
     """Also where sentences change places; where rows become more it goes on without steps of fixed shapes."""
     _, model = prepared(settings)
@@ -201,6 +201,40 @@ def test_copies_and_other_devices_make_their_own():
     generate(model, sentences([5, 3]), 2)
     assert model.decoder.graphs.steps and copy.deepcopy(model).decoder.graphs is None
     assert model.float().decoder.graphs is None
+    use_graphs(model)
+    model.load_state_dict(model.state_dict())
+    assert model.decoder.graphs is None
+    use_graphs(model)
+    assert not model.decoder.graphs.is_stale()
+    weight = model.decoder.layers[0].ffn.fc1.weight
+    weight.data = weight.data.clone()
+    assert model.decoder.graphs.is_stale()
+
+
+@torch.no_grad()
+def test_what_a_graph_would_repeat_or_lose_takes_none():
+    """Dropout at every step, and the casts of autocast."""
+    _, model = prepared({"dropout": 0.3})
+    net = model.encoder(sentences([5, 3]).to(DEVICE))
+    for module in model.modules():
+        if hasattr(module, "make_generation_fast_"):
+            module.make_generation_fast_("", retain_dropout=True)
+    state = {}
+    first, _ = model.decoder(targets([1, 1]).to(DEVICE), net, incremental_state=state)
+    second, _ = model.decoder(targets([1, 1]).to(DEVICE), net, incremental_state={})
+    assert model.decoder not in state and not torch.equal(first, second)
+
+
+def test_a_step_of_one_mode_serves_another():
+    """That of torch.inference_mode has tensors of its own."""
+    plain, fixed = prepared({})
+    source = sentences([5, 3])
+    with torch.inference_mode():
+        found = generate(fixed, source, 2)
+    with torch.no_grad():
+        want = generate(plain, source, 2)
+        assert_same(generate(fixed, source, 2), want)
+    assert_same(found, want)
 
 
 def test_a_cpu_has_no_graphs_by_itself():
@@ -235,7 +269,7 @@ def test_commands_on_a_gpu_use_graphs(name, dtype):
 
 
 def test_a_step_that_cannot_be_captured_is_told(monkeypatch):
-    def fail(step):
+    def fail(step, pool):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr("fairseq_luna.models.luna_transformer.graphs._capture", fail)

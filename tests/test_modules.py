@@ -34,7 +34,7 @@ def test_a_causal_attention_steps_as_it_runs(tied, decaying):
     want = torch.stack([attn(x[:, beam], packed) for beam in range(2)], dim=1)
     state, decays = None, attn.decays(x.device)
     for t in range(9):
-        found, state = attn.step(x[:, :, t], packed, state, share_of_step(t + 1, decays))
+        found, state = attn.step(x[:, :, t], packed, state, share_of_step(t + 1, decays), in_place=True)
         torch.testing.assert_close(found, want[:, :, t], rtol=1e-6, atol=1e-6)
     # a counter that stays on a device, as a captured graph needs it, counts the same
     shares = [share_of_step(t, decays) for t in (9, torch.tensor(9))]

@@ -1,5 +1,7 @@
 """What all models check of their settings."""
 
+import argparse
+from dataclasses import field
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
 from fairseq import models
@@ -9,6 +11,11 @@ from fairseq.dataclass import FairseqDataclass
 def flag(name: str) -> str:
     """encoder_layers -> --encoder-layers"""
     return "--" + name.replace("_", "-")
+
+
+def refused(off: Any, instead: str, same_as: Optional[str] = None) -> Any:
+    """A field whose one good value is `off`, or the value of the setting that `same_as` names."""
+    return field(default=off, metadata={"help": argparse.SUPPRESS, "instead": instead, "same_as": same_as})
 
 
 def given_by(cfg: Any, name: str) -> Any:

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..modules.causal_attention import LunaCausalAttention
 from ..modules.dropout import Dropout
 from ..modules.linear import Linear
-from ..ops.causal.state import Share, share_of_step
+from ..modules.step import Step
+from ..ops.causal.state import share_of_step
 from ..ops.softmax import log_softmax_
 
 
@@ -91,10 +92,11 @@ class TokenDecoder(FairseqIncrementalDecoder):
         tokens = torch.full((1, steps), self.padding_idx + 1, device=self.embed_tokens.weight.device)
         return self.embed_positions(tokens)[0]
 
-    def share(self, t: int, device: torch.device) -> Share:
-        """1/w_t of the causal mean, the same in all layers."""
+    def step_of(self, t: Any, incremental_state: Dict[Any, Any]) -> Step:
+        """Step t of a decoding, counted from 1, an int or a tensor; 1/w_t is the same in all layers."""
         attn = self.layers[0].self_attn
-        return share_of_step(t, attn.decays(device) if isinstance(attn, LunaCausalAttention) else None)
+        decays = attn.decays(self.embed_tokens.weight.device) if isinstance(attn, LunaCausalAttention) else None
+        return Step(incremental_state, share_of_step(t, decays), in_place=not torch.is_grad_enabled())
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Features (B, n, D) -> logits (B, n, V), or the features where an adaptive softmax takes them."""

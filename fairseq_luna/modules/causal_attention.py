@@ -81,21 +81,22 @@ class LunaCausalAttention(nn.Module):
         state: Optional[CausalState],
         share: Share,
         slot_padding: Optional[Tensor] = None,
+        in_place: bool = False,
     ) -> Tuple[Tensor, CausalState]:
         """Attends to the past of each beam, on its state.
 
         Args:
             x: the one new position of every beam, (B, beams, D).
             pack_query: as in `forward`.
-            state: of all B * beams rows after the last step, None before the first; without gradients it is
-                written over.
+            state: of all B * beams rows after the last step, None before the first.
             share: 1/w_t of `ops.causal.state.share_of_step`, with the `decays`.
             slot_padding: as in `forward`.
+            in_place: whether the new state takes the memory of the old one; gradients would need that.
 
         Returns:
             (B, beams, D) and the new state.
         """
-        projections, in_place = self.projections(), not torch.is_grad_enabled()
+        projections = self.projections()
         y, state = causal_attention_step(
             x, pack_query, projections, self.activation, state, share, slot_padding, self.dropout, in_place
         )

@@ -102,7 +102,8 @@ class LunaDecoderLayer(Layer):
         if step is None:
             return attn(x, view.causal_query, source.slot_padding, whole)
         state = step.incremental_state
-        y, state[attn] = attn.step(x, view.causal_query, state.get(attn), step.share, source.slot_padding)
+        past = state.get(attn)
+        y, state[attn] = attn.step(x, view.causal_query, past, step.share, source.slot_padding, step.in_place)
         return y
 
     def read(

@@ -1,5 +1,6 @@
 """The check of the language model's settings."""
 
+import logging
 from typing import Any
 
 from fairseq import utils
@@ -9,6 +10,8 @@ from ...ops.linear import PRODUCTS
 from .. import checks
 from ..luna_transformer.config import CAUSAL_MEANS
 from .config import LunaLanguageModelConfig
+
+logger = logging.getLogger(__name__)
 
 
 def checked(cfg: Any) -> LunaLanguageModelConfig:
@@ -46,4 +49,10 @@ def checked(cfg: Any) -> LunaLanguageModelConfig:
             ("activation_fn", utils.get_available_activation_fns()),
         ),
     )
+    for name, is_read in (
+        ("no_decoder_final_norm", values["decoder_normalize_before"]),
+        ("share_decoder_input_output_embed", values["adaptive_softmax_cutoff"] is None),
+    ):
+        if values[name] and not is_read:
+            logger.warning(f"{checks.flag(name)} has no effect: nothing in this model reads it.")
     return LunaLanguageModelConfig(**values)

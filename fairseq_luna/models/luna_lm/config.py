@@ -6,8 +6,8 @@ from typing import Any, Dict, List, Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II
 
+from ..checks import refused
 from ..luna_transformer.config import ActivationFn, CausalActivation, CausalMean, InferencePrecision
-from ..luna_transformer.refused import refused
 from ..registration import config_of
 
 

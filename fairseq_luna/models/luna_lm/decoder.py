@@ -11,8 +11,7 @@ from ...modules.decoder_layer import Source
 from ...modules.head_projection import HeadProjection
 from ...modules.layer import at_work, draw_layers
 from ...modules.source_layer import SourceView
-from ...modules.step import Step
-from ..luna_transformer.build import decoder_layer
+from ..build import decoder_layer
 from ..token_decoder import TokenDecoder
 
 
@@ -61,26 +60,38 @@ class LunaLMDecoder(TokenDecoder):
             Logits (B, n, V), or features (B, n, D), and a dictionary with `inner_states`, X before the first and after
             each layer at work, (n, B, D) each, and `attn`: [None].
         """
-        x, extra = self.extract_features(prev_output_tokens, incremental_state)
+        x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
         return (x if features_only else self.output_layer(x)), extra
 
     def extract_features(
-        self, prev_output_tokens: Tensor, incremental_state: Optional[Dict[Any, Any]] = None
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Any = None,
+        incremental_state: Optional[Dict[Any, Any]] = None,
+        **kwargs: Any,
     ) -> Tuple[Tensor, Dict[str, Any]]:
         """As `forward`, with features (B, n, D) in place of logits."""
         x, step = self.embed(prev_output_tokens, incremental_state), None
         if incremental_state is not None:
-            step = Step(incremental_state, self.share(prev_output_tokens.size(1), x.device))
+            step = self.step_of(prev_output_tokens.size(1), incremental_state)
         drawn: Optional[List[int]] = None
         if self.layerdrop > 0 and self.training:
             drawn = draw_layers(len(self.layers), self.layerdrop)
-        # without positions: a slot is told from another by what it learns
-        packed = (self.embed_scale * self.packed_embedding).unsqueeze(0)
-        states = [x]
-        for layer, pack_query in zip(at_work(self.layers, drawn), at_work(self.pack_queries, drawn)):
-            view = SourceView(causal_query=pack_query(packed).expand(len(x), -1, -1, -1))
-            x, _ = layer(x, Source(), view, step)
+        states, queries = [x], self.queries(drawn, incremental_state)
+        for layer, query in zip(at_work(self.layers, drawn), queries):
+            x, _ = layer(x, Source(), SourceView(causal_query=query.expand(len(x), -1, -1, -1)), step)
             states.append(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         return x, {"attn": [None], "inner_states": [state.transpose(0, 1) for state in states]}
+
+    def queries(self, drawn: Optional[List[int]], incremental_state: Optional[Dict[Any, Any]]) -> Tuple[Tensor, ...]:
+        """P_i of each layer at work, (1, H, l, d); kept for all steps of a decoding."""
+        if incremental_state is not None and self in incremental_state:
+            return incremental_state[self]
+        # without positions: a slot is told from another by what it learns
+        packed = (self.embed_scale * self.packed_embedding).unsqueeze(0)
+        queries = tuple(project(packed) for project in at_work(self.pack_queries, drawn))
+        if incremental_state is not None:
+            incremental_state[self] = queries
+        return queries

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...modules.linear import prepare_for_generation
 from ...modules.quant_noise import add_noise
-from ..luna_transformer.pruning import prune_layers
+from ..pruning import prune_layers
 from ..registration import register
 from .checks import checked
 from .config import CONFIGS, LunaLanguageModelConfig
@@ -49,7 +49,7 @@ class LunaLanguageModel(FairseqLanguageModel):
                 f"--adaptive-softmax-cutoff {','.join(map(str, cutoffs))} goes beyond the dictionary of "
                 f"{len(predicted)} words; end at a smaller one."
             )
-        if cfg.share_decoder_input_output_embed and len(read) != len(predicted):
+        if cfg.share_decoder_input_output_embed and cutoffs is None and len(read) != len(predicted):
             raise ValueError(
                 f"--share-decoder-input-output-embed needs one dictionary, but {len(read)} words are read and "
                 f"{len(predicted)} predicted; leave --output-dictionary-size out, or the sharing."

@@ -8,11 +8,10 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from ...modules.layer import at_work
-from ...modules.step import Step
 from ...ops.precision import accumulation_dtype
+from ..build import decoder_layer
 from ..token_decoder import TokenDecoder
 from .alignment import Alignment, even_attention
-from .build import decoder_layer
 from .graphs import Graphs
 from .source import EncodedSource, EncoderOut
 
@@ -109,7 +108,7 @@ class LunaDecoder(TokenDecoder):
             # the beams of a sentence read it as the positions of one sequence would: (B, beams, D)
             sentences = len(source.padding)
             x = x.view(sentences, rows // max(1, sentences), dim)
-            step = Step(incremental_state, self.share(prev_output_tokens.size(1), x.device))
+            step = self.step_of(prev_output_tokens.size(1), incremental_state)
         need_attn = incremental_state is not None if self.need_attn is None else self.need_attn
         asked = full_context_alignment or (alignment_layer, alignment_heads) != (None, None)
         if asked and not source.made_packs():
@@ -143,14 +142,18 @@ class LunaDecoder(TokenDecoder):
         """Logits (B, 1, V) of a step by a graph; None where there is none, or more than logits is asked for."""
         rows, t = tokens.shape
         decoding, (padding,) = incremental_state.get(self), encoder_out["encoder_padding_mask"]
-        suits = self.uses_graphs and not (asked or self.need_attn or self.training or torch.is_grad_enabled())
-        if suits and self.graphs is None and Graphs.suit(self):
-            self.graphs = Graphs(self)
-        if suits and self.graphs is not None and t == 1 and not incremental_state:
-            decoding = self.graphs.begin(EncodedSource.from_fairseq(encoder_out), rows)
+        asked = asked or bool(self.need_attn) or torch.is_grad_enabled() or torch.is_autocast_enabled()
+        suits = self.uses_graphs and not (asked or self.training)
+        if suits and t == 1 and not incremental_state:
+            if self.graphs is not None and self.graphs.is_stale():
+                self.graphs = None
+            if self.graphs is None and Graphs.suit(self):
+                self.graphs = Graphs(self)
+            if self.graphs is not None:
+                decoding = self.graphs.begin(EncodedSource.from_fairseq(encoder_out), rows)
             if decoding is not None:
                 incremental_state[self] = decoding
-        elif decoding is not None and not (suits and decoding.goes_on(t, rows, len(padding))):
+        elif decoding is not None and not (suits and decoding.goes_on(t, rows, padding)):
             decoding.leave(incremental_state, rows)
             del incremental_state[self]
             decoding = None
@@ -164,6 +167,10 @@ class LunaDecoder(TokenDecoder):
     def _apply(self, *args: Any, **kwargs: Any) -> "LunaDecoder":
         self.graphs = None  # they read weights where these were
         return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.graphs = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def read_alignment(self, weights: Tensor, source: EncodedSource, aligned: int, alignment: Alignment) -> Tensor:
         """What of a cross attention aligns: its weights (B, H, n, l or m), and the pack of the same layer, the

@@ -14,7 +14,7 @@ from ...modules.dropout import Dropout
 from ...modules.layer import at_work, draw_layers
 from ...modules.slot_info import SlotInfo
 from ...ops.slots import slot_positions
-from .build import encoder_layer
+from ..build import encoder_layer
 from .config import has_packed
 
 

@@ -2,15 +2,18 @@
 
 Launched one by one, the kernels of a step keep a GPU waiting. FAIRSEQ_LUNA_GRAPHS=0 in the environment turns the graphs
 off. What they cannot hold is decoded as ever: attention that is read, an ordinary self-attention of the decoder, whose
-state grows, and gradients.
+state grows, dropout that is retained, autocast and gradients.
 """
 
+import inspect
 import os
+import threading
 import warnings
 import weakref
 from typing import Any, Dict, List, Optional
 
 import torch
+from fairseq.modules import FairseqDropout
 from torch import Tensor
 
 from ...modules.causal_attention import LunaCausalAttention
@@ -21,6 +24,7 @@ from .static_step import Shape, StaticStep, some
 
 SWITCH = "FAIRSEQ_LUNA_GRAPHS"
 MOST_STEPS = 16  # that are kept for later batches
+MOST_BYTES = 4 << 30  # of their memory
 LONGEST = 4096  # positions whose embeddings are kept; a longer target is decoded without a graph
 
 
@@ -36,7 +40,11 @@ class Graphs:
         self.decoder, self.capture = decoder, capture
         self.steps: List[StaticStep] = []  # the latest used last
         self.users: weakref.WeakValueDictionary[int, Decoding] = weakref.WeakValueDictionary()  # by id of the step
-        self.positions = None if decoder.embed_positions is None else decoder.positions_of_steps(LONGEST)
+        self.lock = threading.RLock()
+        self.pool = torch.cuda.graph_pool_handle() if capture else None  # replays follow each other, so one will do
+        self.weights = _places(decoder)
+        with torch.inference_mode(False), torch.no_grad():
+            self.positions = None if decoder.embed_positions is None else decoder.positions_of_steps(LONGEST)
         self.longest = LONGEST if self.positions is None else len(self.positions)
 
     def __deepcopy__(self, memo: Any) -> None:
@@ -48,21 +56,36 @@ class Graphs:
     @staticmethod
     def suit(decoder: Any) -> bool:
         """Whether the steps of a decoder can be captured here."""
-        on_gpu = decoder.embed_tokens.weight.device.type == "cuda" and os.environ.get(SWITCH) != "0"
-        return on_gpu and all(isinstance(layer.self_attn, LunaCausalAttention) for layer in decoder.layers)
+        device = decoder.embed_tokens.weight.device
+        return (
+            device.type == "cuda"
+            and device.index == torch.cuda.current_device()
+            and os.environ.get(SWITCH) != "0"
+            and "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters  # torch >= 2.1
+            and all(isinstance(layer.self_attn, LunaCausalAttention) for layer in decoder.layers)
+        )
+
+    def is_stale(self) -> bool:
+        """Whether the weights have moved, so that the graphs would read what was there before."""
+        return self.weights != _places(self.decoder)
 
     def begin(self, source: EncodedSource, rows: int) -> "Optional[Decoding]":
         """The decoding of a batch, before its first step; None where that cannot be captured."""
         sentences = len(source.padding)
-        if not sentences or rows % sentences or source.layers is not None:
+        if not sentences or rows % sentences or source.layers is not None or _drops(self.decoder):
             return None
-        step = self.step_of(Shape.of(source, rows // sentences), source.views)
-        if step is None:
-            return None
+        with self.lock:
+            step = self.step_of(Shape.of(source, rows // sentences), source.views)
+            if step is None:
+                return None
+            decoding = Decoding(self, step, source)
+            self.users[id(step)] = decoding
         step.load(source)
-        decoding = Decoding(self, step, source)
-        self.users[id(step)] = decoding
         return decoding
+
+    def has(self, shape: Shape) -> bool:
+        """Whether a step of that shape is there and not in use."""
+        return any(step.shape == shape and id(step) not in self.users for step in self.steps)
 
     def step_of(self, shape: Shape, views: List[SourceView]) -> Optional[StaticStep]:
         """A step of that shape that no other decoding uses, made now if there is none; None where capturing fails.
@@ -76,10 +99,11 @@ class Graphs:
                 self.steps.remove(step)
                 self.steps.append(step)
                 return step
-        step = StaticStep(self.decoder, shape, self.positions, views)
+        with torch.inference_mode(False):  # or it would be of no use outside that mode
+            step = StaticStep(self.decoder, shape, self.positions, views)
         if self.capture:
             try:
-                _capture(step)
+                _capture(step, self.pool)
             except RuntimeError as error:
                 warnings.warn(
                     f"Decoding goes on without CUDA graphs, more slowly: a step could not be captured ({error}). "
@@ -89,9 +113,9 @@ class Graphs:
                 self.decoder.uses_graphs = False
                 return None
         self.steps.append(step)
-        idle = [old for old in self.steps[:-1] if id(old) not in self.users]
-        for old in idle[: max(0, len(self.steps) - MOST_STEPS)]:
-            self.steps.remove(old)
+        for old in [old for old in self.steps[:-1] if id(old) not in self.users]:
+            if len(self.steps) > MOST_STEPS or sum(kept.bytes() for kept in self.steps) > MOST_BYTES:
+                self.steps.remove(old)
         return step
 
 
@@ -113,10 +137,17 @@ class Decoding:
         """Follows the beams at the next step. new_order: (rows',)."""
         self.order = new_order if self.order is None else self.order.index_select(0, new_order)
 
-    def goes_on(self, t: int, rows: int, sentences: int) -> bool:
-        """Whether the graphs reach to step t, with so many rows of so many sentences."""
+    def goes_on(self, t: int, rows: int, padding: Tensor) -> bool:
+        """Whether the graphs reach to step t, with so many rows of a source of this padding."""
+        sentences = len(padding)
         shape = self.step.shape
-        return t <= self.graphs.longest and sentences <= shape.sentences and rows == sentences * shape.beams
+        if t > self.graphs.longest or sentences > shape.sentences or rows != sentences * shape.beams:
+            return False
+        if padding is self.padding:
+            return True
+        # a sentence that stands there twice would need two places
+        before = torch.div(self._before(rows)[:: shape.beams], shape.beams, rounding_mode="floor")
+        return len(before) == len(before.unique())
 
     def advance(self, tokens: Tensor, t: int, padding: Tensor) -> Tensor:
         """The logits of a step, (rows, V).
@@ -157,16 +188,28 @@ class Decoding:
         of the step that each takes its state from."""
         step, rows, beams = self.step, len(before), self.step.shape.beams
         sentence = torch.div(before, beams, rounding_mode="floor")
-        shape = step.shape._replace(sentences=some(rows // beams))
-        smaller = self.graphs.step_of(shape, step.views) if 2 * shape.sentences <= step.shape.sentences else None
+        smaller = self._smaller(rows // beams)
         if smaller is None:
             self.places = sentence * beams + step.identity[:rows] % beams
             return before
         smaller.load_from(step, sentence[::beams], before)
-        self.graphs.users[id(smaller)] = self
-        del self.graphs.users[id(step)]
         self.step, self.places = smaller, None
         return smaller.identity[:rows]
+
+    def _smaller(self, sentences: int) -> Optional[StaticStep]:
+        """A step of half the size or less, of this decoding from now on: one that is there, or one of a power of two,
+        of which there are few."""
+        graphs, shape = self.graphs, self.step.shape
+        with graphs.lock:
+            for size in some(sentences), 1 << (sentences - 1).bit_length():
+                wanted = shape._replace(sentences=size)
+                if 2 * size <= shape.sentences and (graphs.has(wanted) or size & (size - 1) == 0):
+                    smaller = graphs.step_of(wanted, self.step.views)
+                    if smaller is not None:
+                        del graphs.users[id(self.step)]
+                        graphs.users[id(smaller)] = self
+                    return smaller
+        return None
 
     def _put(self, buffer: Tensor, values: Tensor) -> None:
         if self.places is None:
@@ -175,7 +218,20 @@ class Decoding:
             buffer.index_copy_(0, self.places, values)
 
 
-def _capture(step: StaticStep) -> None:
+def _places(decoder: Any) -> List[int]:
+    return [parameter.data_ptr() for parameter in decoder.parameters()]
+
+
+def _drops(decoder: Any) -> bool:
+    """Whether something is dropped at every step, as with --retain-dropout; a graph would always drop the same."""
+    return any(
+        module.p > 0 and module.apply_during_inference
+        for module in decoder.modules()
+        if isinstance(module, FairseqDropout)
+    )
+
+
+def _capture(step: StaticStep, pool: Any) -> None:
     """Makes the step a graph. What torch and Triton prepare in their first calls is done before."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -184,6 +240,7 @@ def _capture(step: StaticStep) -> None:
             step.compute()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # only of this thread: another one may be putting the next batches into pinned memory
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         step.compute()
     step.run = graph.replay

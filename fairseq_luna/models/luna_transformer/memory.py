@@ -10,8 +10,8 @@ from torch import Tensor
 from ...modules.layer import at_work
 from ...modules.slot_info import SlotInfo
 from ...modules.source_layer import SourceView
+from ..build import source_memory_layer
 from .alignment import Alignment
-from .build import source_memory_layer
 from .config import decoder_reads_packed
 from .encoder import LunaEncoder
 from .source import EncodedSource, EncoderOut

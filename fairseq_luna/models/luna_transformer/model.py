@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...modules.linear import prepare_for_generation
 from ...modules.quant_noise import add_noise
+from ..pruning import forget_unread_norms, prune_layers
 from ..registration import register
 from .architectures import CONFIGS
 from .checks import checked
 from .config import LunaTransformerConfig
 from .decoder import LunaDecoder
 from .memory import LunaTransformerEncoder
-from .pruning import forget_unread_norms, prune_layers
 from .reference_names import rename_reference_parameters
 
 

@@ -4,17 +4,12 @@ argparse and hydra know these settings, so that `checks.checked` can answer them
 "unrecognized arguments". They stay out of --help and of configs/model/, for nobody is to choose them.
 """
 
-import argparse
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from dataclasses import dataclass
+from typing import Optional
 
 from fairseq.dataclass import FairseqDataclass
 
-
-def refused(off: Any, instead: str, same_as: Optional[str] = None) -> Any:
-    """A field whose one good value is `off`, or the value of the setting that `same_as` names."""
-    return field(default=off, metadata={"help": argparse.SUPPRESS, "instead": instead, "same_as": same_as})
-
+from ..checks import refused
 
 _INPUTS = "fairseq has adaptive input embeddings in its language models alone"
 _ONE_DIMENSION = "target embedding, decoder and output have one dimension; set --decoder-embed-dim"
@@ -26,7 +21,7 @@ class RefusedSettings(FairseqDataclass):
     """Settings of the Transformer that every Luna refuses, unless they are off."""
 
     no_cross_attention: bool = refused(
-        False, "its decoder needs a source; for text without one use --task language_modeling --arch transformer_lm"
+        False, "its decoder needs a source; for text without one use --task language_modeling --arch luna_lm"
     )
     cross_self_attention: bool = refused(
         False, "its decoder attends to the source and to its own past apart; leave it out"

@@ -8,9 +8,7 @@ from torch import Tensor
 from ...modules.decoder_layer import Source
 from ...modules.softmax_attention import CrossAttention, SourceState
 from ...modules.source_layer import SourceView
-from ...modules.step import Step
 from ...ops.causal.attention import CausalState
-from ...ops.causal.state import share_of_step
 from ...ops.precision import accumulation_dtype
 from .source import EncodedSource
 
@@ -23,12 +21,14 @@ class Shape(NamedTuple):
         beams: of each sentence.
         slots: l.
         positions: m of the source, where the cross attention is full; else 0.
+        dtype: of what is computed.
     """
 
     sentences: int
     beams: int
     slots: int
     positions: int
+    dtype: torch.dtype
 
     @staticmethod
     def of(source: EncodedSource, beams: int) -> "Shape":
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
         query, key, _ = source.view(0)
         assert query is not None
         positions = source.out.size(1) if key is None else 0
-        return Shape(some(len(source.padding)), beams, upwards(query.size(2), 16), upwards(positions, 32))
+        return Shape(some(len(source.padding)), beams, upwards(query.size(2), 16), upwards(positions, 64), query.dtype)
 
 
 def some(sentences: int) -> int:
@@ -79,17 +79,25 @@ class StaticStep:
         self.padding = torch.zeros(shape.sentences, shape.positions, dtype=torch.bool, device=device)
         self.views = [SourceView(*map(self._wide, view)) for view in views]
         self.states: List[CausalState] = []
-        self.keys_values: List[Tuple[Tensor, Tensor]] = []
+        self.keys_values: List[Optional[Tuple[Tensor, Tensor]]] = []
         for layer, view in zip(decoder.layers, self.views):
             assert view.causal_query is not None
             heads, slots, dim = view.causal_query.shape[1:]
             keys = view.causal_query.new_zeros(rows, heads, dim, slots, dtype=dtype)
             tied = layer.self_attn.key_value.tied
             self.states.append(CausalState(keys, None if tied else keys.new_zeros(rows, heads, slots, dim)))
+            both = None
             if isinstance(layer.cross_attn, CrossAttention):
                 wide = view.causal_query.new_zeros(shape.sentences, heads, shape.positions, dim)
-                self.keys_values.append((wide, wide.clone()))
+                both = wide, wide.clone()
+            self.keys_values.append(both)
         self.out: Tensor = torch.empty(0)
+
+    def bytes(self) -> int:
+        """Of the memory that it keeps."""
+        parts = [*_pairs(self.views, self.views), *_pairs(self.states, self.states)]
+        parts += _pairs(self.keys_values, self.keys_values)
+        return sum(u.numel() * u.element_size() for u, _ in parts)
 
     def _wide(self, u: Optional[Tensor]) -> Optional[Tensor]:
         """Zeros in the shape of a view's part for all sentences and slots."""
@@ -97,21 +105,22 @@ class StaticStep:
 
     def compute(self) -> None:
         """The step."""
-        decoder, (sentences, beams, _, _) = self.decoder, self.shape
-        past = [state.reorder(self.order) for state in self.states]
-        state: Dict[Any, Any] = {layer.self_attn: before for layer, before in zip(decoder.layers, past)}
-        for layer, (key, value) in zip(decoder.layers, self.keys_values):
-            state[layer.cross_attn] = SourceState(key, value, beams)
-        step = Step(state, share_of_step(self.t, decoder.layers[0].self_attn.decays(self.t.device)))
+        decoder, (sentences, beams, *_) = self.decoder, self.shape
+        state: Dict[Any, Any] = {}
+        step = decoder.step_of(self.t, state)
         here = None if self.positions is None else self.positions.index_select(0, self.t.view(1) - 1)
         x = decoder.embed_at(self.tokens.unsqueeze(1), here).view(sentences, beams, -1)
-        source = Source(x, self.padding, self.slot_padding)
-        for layer, view in zip(decoder.layers, self.views):
+        source = Source(None, self.padding, self.slot_padding)
+        for layer, view, kept, read in zip(decoder.layers, self.views, self.states, self.keys_values):
+            # one layer after the other: what follows the beams is another copy of the state
+            state[layer.self_attn] = kept.reorder(self.order)
+            if read is not None:
+                state[layer.cross_attn] = SourceState(*read, beams)
             x, _ = layer(x, source, view, step)
+            for mean, new in _pairs([kept], [state.pop(layer.self_attn)]):
+                mean.copy_(new)
         if decoder.layer_norm is not None:
             x = decoder.layer_norm(x)
-        for kept, new in _pairs(self.states, (state[layer.self_attn] for layer in decoder.layers)):
-            kept.copy_(new)
         self.out = decoder.output_layer(x.view(sentences * beams, -1))
 
     def load(self, source: EncodedSource) -> None:
@@ -122,11 +131,12 @@ class StaticStep:
             mine[:sentences, :, : theirs.size(2)] = theirs
         assert source.views[0].causal_query is not None
         _load_mask(self.slot_padding, source.slot_padding, sentences, source.views[0].causal_query.size(2))
-        if self.keys_values:
+        if self.shape.positions:
             _load_mask(self.padding, source.padding, sentences, source.padding.size(1))
         for layer, both in zip(self.decoder.layers, self.keys_values):
-            for mine, theirs in zip(both, layer.cross_attn.keys_values(source.out)):
-                mine[:sentences, :, : theirs.size(2)] = theirs
+            if both is not None:
+                for mine, theirs in zip(both, layer.cross_attn.keys_values(source.out)):
+                    mine[:sentences, :, : theirs.size(2)] = theirs
         for state, _ in _pairs(self.states, self.states):
             state.zero_()
 
@@ -145,9 +155,10 @@ class StaticStep:
 
 
 def _pairs(mine: Iterable[Any], theirs: Iterable[Any]) -> Iterator[Tuple[Tensor, Tensor]]:
-    """The tensors of two lists of tuples side by side, but for those that are None."""
+    """The tensors of two lists of tuples side by side, but for what is None."""
     for one, other in zip(mine, theirs):
-        yield from ((a, b) for a, b in zip(one, other) if a is not None)
+        if one is not None:
+            yield from ((a, b) for a, b in zip(one, other) if a is not None)
 
 
 def _load_mask(mask: Tensor, padding: Optional[Tensor], sentences: int, width: int) -> None:

@@ -9,17 +9,17 @@ from typing import Any
 import torch.nn as nn
 from fairseq.distributed import fsdp_wrap
 
-from ...modules.causal_attention import LunaCausalAttention
-from ...modules.decoder_layer import LunaDecoderLayer
-from ...modules.encoder_layer import LunaEncoderLayer
-from ...modules.feed_forward import FeedForward
-from ...modules.head_projection import HeadProjection, KeyValue
-from ...modules.luna_attention import LunaAttention
-from ...modules.pack import Pack
-from ...modules.residual import Residual
-from ...modules.softmax_attention import CausalSelfAttention, CrossAttention, SelfAttention
-from ...modules.source_layer import SourceMemoryLayer
-from ...modules.unpack import Unpack
+from ..modules.causal_attention import LunaCausalAttention
+from ..modules.decoder_layer import LunaDecoderLayer
+from ..modules.encoder_layer import LunaEncoderLayer
+from ..modules.feed_forward import FeedForward
+from ..modules.head_projection import HeadProjection, KeyValue
+from ..modules.luna_attention import LunaAttention
+from ..modules.pack import Pack
+from ..modules.residual import Residual
+from ..modules.softmax_attention import CausalSelfAttention, CrossAttention, SelfAttention
+from ..modules.source_layer import SourceMemoryLayer
+from ..modules.unpack import Unpack
 
 # What gamma of a Gaussian bias begins with: in packs, in the encoder's unpacks, and in the packs that the decoder reads
 # if their values are plain: slots nearly of a token each, where there are enough of them.

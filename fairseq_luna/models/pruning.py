@@ -9,7 +9,7 @@ from typing import Dict, List, Optional
 
 from torch import Tensor
 
-# whose layers they are, by what their names begin with; the first and the last in the authors' checkpoints, too
+# whose layers they are, by what their names begin with; those without "memory" in the authors' checkpoints, too
 _OWNERS = {
     "encoder.layers": "encoder",
     "encoder.memory.layers": "decoder",
