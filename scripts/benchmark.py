@@ -11,9 +11,10 @@ stopped.
 """
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, ContextManager, Dict, List, NamedTuple
 
 from arm_names import ARMS, PRECISIONS, arm
 from common import (
@@ -122,7 +123,7 @@ def main() -> None:
         crew = Crew(args, chosen, gpu)
         for point in todo[len(results) :]:
             say(f"{args.command}: {show_point(point)}")
-            with bar((args.rounds + 1) * len(chosen), "step") as line:
+            with steps((args.rounds + 1) * len(chosen)) as line:
                 found = crew.measure({**settings["sizes"], **point}, line)
             for name, one in found.items():
                 for key in "error", "not counted":
@@ -141,6 +142,14 @@ def main() -> None:
         failed = [name for result in results for name, found in result["arms"].items() if "error" in found]
         if failed:
             raise Problem(f"could not be measured: {', '.join(dict.fromkeys(failed))}; the reasons stand above")
+
+
+def steps(total: int) -> ContextManager[Any]:
+    """A line that shows how many steps are done, where tqdm is installed."""
+    try:
+        return bar(total, "step")
+    except ImportError:
+        return contextlib.nullcontext(argparse.Namespace(update=lambda steps=1: None))
 
 
 def flat(settings: Dict[str, Any]) -> Dict[str, Any]:

@@ -53,7 +53,7 @@ def main() -> None:
         print((out / "summary.md").read_text(encoding="utf-8"))
         say(f"{time.monotonic() - start:.0f} s in all; everything is in {args.out}")
         if failed:
-            raise Problem(f"failed: {', '.join(failed)}; why stands in {args.out}/PART.log")
+            raise Problem(f"failed: {', '.join(failed)}; each says why in its .log in {args.out}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -206,7 +206,18 @@ def benchmark_command(part: Part, quick: bool) -> List[str]:
         command += ["--user-dir", str(USER_DIR)]
     if quick:
         # fairseq does not train in fp16 on a CPU
-        return command + ["--quick", "--cpu", "--rounds", "1", "--precision", "bf16", "--points", *part.quick]
+        return command + [
+            "--quick",
+            "--cpu",
+            "--threads",
+            "1",
+            "--rounds",
+            "1",
+            "--precision",
+            "bf16",
+            "--points",
+            *part.quick,
+        ]
     return command + ["--rounds", str(part.rounds), "--precision", part.precision, "--points", *part.points]
 
 

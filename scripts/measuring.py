@@ -76,7 +76,7 @@ class Crew:
         for one in self.counting.values():
             one.do("rest")  # it is not to be still starting beside what is timed
         rounds = self.rounds(running, line)
-        found = {name: {"error": one.error} for name, one in running.items()}
+        found: Dict[str, Dict[str, Any]] = {name: {"error": one.error} for name, one in running.items()}
         sound = [spec for spec in self.chosen if running[spec["name"]].error is None]
         first = rounds[self.chosen[0]["name"]]
         for name in (spec["name"] for spec in sound):

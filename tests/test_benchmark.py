@@ -128,7 +128,6 @@ def test_what_is_compared_computes_the_same(monkeypatch):
     torch.testing.assert_close(call(), want.transpose(1, 2).flatten(2))
 
 
-@pytest.mark.stock
 def test_operators_are_counted():
     """Not those that only look at numbers, nor those that leave the work to others."""
     x = torch.randn(4, 4, requires_grad=True)

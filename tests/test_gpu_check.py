@@ -1,6 +1,7 @@
 """scripts/gpu-check.sh without a GPU: every part runs, what fails or hangs stops no other, the goals are compared."""
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -131,8 +132,21 @@ def test_wheels_are_installed_without_a_network(tmp_path, monkeypatch):
     assert not installed.exists()
 
 
-def test_help_needs_no_environment(tmp_path):
+def test_help_needs_no_environment():
     shown = subprocess.run(
         ["bash", str(ROOT / "scripts" / "gpu-check.sh"), "--help"], stdout=subprocess.PIPE, check=True, encoding="utf-8"
     ).stdout
     assert "usage: gpu-check.sh" in shown and "tests,train-30," in shown
+
+
+def test_a_python_that_sees_a_gpu_is_taken_as_it_is(tmp_path):
+    (tmp_path / "python3").write_text('#!/bin/sh\n[ "$1" = -c ] || echo "runs $*"\n')
+    (tmp_path / "python3").chmod(0o755)
+    shown = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "gpu-check.sh"), "--only", "operator"],
+        env={**ENV, "PATH": f"{tmp_path}{os.pathsep}{ENV['PATH']}"},
+        stdout=subprocess.PIPE,
+        check=True,
+        encoding="utf-8",
+    ).stdout
+    assert shown == f"runs {ROOT}/scripts/gpu_check.py --only operator\n"
