@@ -208,7 +208,7 @@ def test_layerdrop_takes_the_layer_that_is_there(settings, drawn, place):
     model = aligned_model(**settings, alignment_layer=1, decoder_layerdrop=0.5)
     model.encoder.draw = lambda layers, p: drawn if p else None
     assert model.decoder.alignment.place(drawn) == place
-    pruned = aligned_model(**{**settings, "alignment_layer": place}, decoder_layers_to_keep=drawn)
+    pruned = aligned_model(**{**settings, "alignment_layer": drawn[place]}, decoder_layers_to_keep=drawn)
     pruned.load_state_dict(model.state_dict())
     outcomes = [aligned_loss(each, aligned_sample(1)) for each in (model, pruned)]
     assert outcomes[0][1] > 0 and outcomes[0][1] == outcomes[1][1]

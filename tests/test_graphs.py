@@ -10,6 +10,7 @@ import gc
 
 import pytest
 import torch
+from fairseq.modules import FairseqDropout
 from fairseq.sequence_generator import SequenceGenerator
 from tiny import PAD, VARIANTS, build, sentences, sharpen, targets
 from tiny import generation_of_a_command as generation
@@ -217,7 +218,7 @@ def test_what_a_graph_would_repeat_or_lose_takes_none():
     _, model = prepared({"dropout": 0.3})
     net = model.encoder(sentences([5, 3]).to(DEVICE))
     for module in model.modules():
-        if hasattr(module, "make_generation_fast_"):
+        if isinstance(module, FairseqDropout):
             module.make_generation_fast_("", retain_dropout=True)
     state = {}
     first, _ = model.decoder(targets([1, 1]).to(DEVICE), net, incremental_state=state)
