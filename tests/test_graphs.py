@@ -257,7 +257,8 @@ def test_sizes_that_steps_are_made_for():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", ["tied", "plain-packs", "full-cross"])
 @torch.no_grad()
-def test_commands_on_a_gpu_use_graphs(name, dtype):
+def test_commands_on_a_gpu_use_graphs(name, dtype, monkeypatch):
+    monkeypatch.setenv("FAIRSEQ_LUNA_GRAPHS", "1")
     model = build(**CHOSEN[name], double=False).to(DEVICE, dtype)
     model.prepare_for_inference_(generation())
     source = sentences([12, 5, 2, 9])
@@ -277,7 +278,7 @@ def test_a_step_that_cannot_be_captured_is_told(monkeypatch):
     plain, fixed = prepared({})
     fixed.decoder.graphs.capture = True
     source = sentences([5, 3])
-    with torch.no_grad(), pytest.warns(UserWarning, match="not permitted.*FAIRSEQ_LUNA_GRAPHS=0"):
+    with torch.no_grad(), pytest.warns(UserWarning, match="not permitted.*FAIRSEQ_LUNA_GRAPHS=1"):
         found = generate(fixed, source, 2)
     assert_same(found, generate(plain, source, 2))
     assert not fixed.decoder.uses_graphs and isinstance(fixed.decoder.graphs, Graphs)

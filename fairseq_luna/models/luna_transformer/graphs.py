@@ -1,7 +1,7 @@
 """Decoding by CUDA graphs: a step is captured once for its shape and replayed for every token.
 
-Launched one by one, the kernels of a step keep a GPU waiting. FAIRSEQ_LUNA_GRAPHS=0 in the environment turns the graphs
-off. What they cannot hold is decoded as ever: attention that is read, an ordinary self-attention of the decoder, whose
+Launched one by one, the kernels of a step keep a GPU waiting. FAIRSEQ_LUNA_GRAPHS=1 in the environment turns the graphs
+on: they stay off by themselves until they have been tried on a GPU. What they cannot hold is decoded as ever: attention that is read, an ordinary self-attention of the decoder, whose
 state grows, dropout that is retained, autocast and gradients.
 """
 
@@ -60,7 +60,7 @@ class Graphs:
         return (
             device.type == "cuda"
             and device.index == torch.cuda.current_device()
-            and os.environ.get(SWITCH) != "0"
+            and os.environ.get(SWITCH) == "1"
             and "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters  # torch >= 2.1
             and all(isinstance(layer.self_attn, LunaCausalAttention) for layer in decoder.layers)
         )
@@ -107,7 +107,7 @@ class Graphs:
             except RuntimeError as error:
                 warnings.warn(
                     f"Decoding goes on without CUDA graphs, more slowly: a step could not be captured ({error}). "
-                    f"{SWITCH}=0 turns them off.",
+                    f"Without {SWITCH}=1 none is tried.",
                     stacklevel=2,
                 )
                 self.decoder.uses_graphs = False
