@@ -1,8 +1,9 @@
 """Decoding by CUDA graphs: a step is captured once for its shape and replayed for every token.
 
 Launched one by one, the kernels of a step keep a GPU waiting. FAIRSEQ_LUNA_GRAPHS=1 in the environment turns the graphs
-on: they stay off by themselves until they have been tried on a GPU. What they cannot hold is decoded as ever: attention that is read, an ordinary self-attention of the decoder, whose
-state grows, dropout that is retained, autocast and gradients.
+on: they stay off by themselves until they have been tried on a GPU. What they cannot hold is decoded as ever: attention
+that is read, an ordinary self-attention of the decoder, whose state grows, dropout that is retained, autocast and
+gradients.
 """
 
 import inspect
