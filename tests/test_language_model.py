@@ -6,7 +6,11 @@ from argparse import Namespace
 import pytest
 import torch
 from commands import ROOT, fairseq, run
+from fairseq import options, tasks
+from fairseq.dataclass.initialize import add_defaults
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.sequence_generator import SequenceGenerator
+from omegaconf import OmegaConf
 from tiny import EOS, PAD, dictionary, sharpen, targets
 from tiny import generation_of_a_command as generation
 
@@ -240,3 +244,23 @@ def test_the_guide_names_what_there_is():
     """The page's commands are parsed in tests of all guides; these are its architectures."""
     page = (ROOT / "docs" / "language-model.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(luna_lm\w*)`", page)) == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("positions", [None, 300], ids=["of-the-samples", "of-the-task"])
+@pytest.mark.parametrize("road", ["arch", "yaml"])
+def test_positions_reach_as_far_as_the_task_says(tmp_path, road, positions):
+    """By fairseq-train, and by fairseq-hydra-train with a model of configs/model/."""
+    dictionary().save(str(tmp_path / "dict.txt"))
+    asked = {"data": str(tmp_path), "tokens_per_sample": 200, "max_target_positions": positions}
+    if road == "arch":
+        words = [str(tmp_path), "--task", "language_modeling", "--arch", "luna_lm_tiny", "--tokens-per-sample", "200"]
+        words += [] if positions is None else ["--max-target-positions", str(positions)]
+        args = options.parse_args_and_arch(options.get_training_parser(), [*words, "--optimizer", "adam"])
+        cfg = convert_namespace_to_omegaconf(args)
+    else:
+        model = OmegaConf.load(str(ROOT / "configs" / "model" / "luna_lm_tiny.yaml"))
+        cfg = OmegaConf.create({"task": {"_name": "language_modeling", **asked}, "model": model})
+        add_defaults(cfg)
+    built = tasks.setup_task(cfg.task).build_model(cfg.model)
+    assert built.max_positions() == (positions or 200) and built.cfg.projection_length == 16
+    assert type(built).__name__ == "LunaLmTinyModel"
