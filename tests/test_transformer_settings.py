@@ -153,7 +153,7 @@ BAD = {
     "cutoffs-zero": ({"adaptive_softmax_cutoff": [0, 12]}, r"--adaptive-softmax-cutoff 0,12 must be rising"),
     "cutoffs-beyond": (
         {"adaptive_softmax_cutoff": [12, 45]},
-        r"--adaptive-softmax-cutoff 12,45 goes beyond the target's dictionary of 44 words",
+        r"--adaptive-softmax-cutoff 12,45 goes beyond the dictionary of 44 words",
     ),
     "factor": (
         {"adaptive_softmax_cutoff": [12, 24, 36]},

@@ -4,7 +4,7 @@ Parts are made in the order in which they draw their first weights, so that a se
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Tuple
 
 import torch.nn as nn
 from fairseq.distributed import fsdp_wrap
@@ -47,7 +47,7 @@ def encoder_layer(cfg: Any, updates_packed: bool) -> nn.Module:
         attn = SelfAttention(dim, heads, dropout)
     ffn = FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
     residual = _residual(cfg, dim, cfg.encoder_normalize_before)
-    return _sharded(cfg, LunaEncoderLayer(attn, ffn, residual, updates_packed, *_memory(cfg)))
+    return _sharded(cfg, LunaEncoderLayer(attn, ffn, residual, updates_packed, *_recomputing(cfg)))
 
 
 def source_memory_layer(cfg: Any, last: bool) -> nn.Module:
@@ -65,7 +65,7 @@ def source_memory_layer(cfg: Any, last: bool) -> nn.Module:
         # keys that are values too, of plain averages, were slower to learn (docs/quality-trials.md)
         key_value = KeyValue(*to_decoder, tied and not plain)
         residual = _residual(cfg, dim, cfg.decoder_normalize_before)(entered_only=last)
-    return _sharded(cfg, SourceMemoryLayer(query, pack, key_value, residual, last, *_memory(cfg)))
+    return _sharded(cfg, SourceMemoryLayer(query, pack, key_value, residual, last, *_recomputing(cfg)))
 
 
 def decoder_layer(cfg: Any) -> nn.Module:
@@ -86,14 +86,14 @@ def decoder_layer(cfg: Any) -> nn.Module:
         cross = CrossAttention(dim, cfg.encoder_embed_dim, heads, dropout)
     ffn = FeedForward(dim, cfg.decoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
     residual = _residual(cfg, dim, cfg.decoder_normalize_before)
-    return _sharded(cfg, LunaDecoderLayer(attn, cross, ffn, residual, *_memory(cfg)))
+    return _sharded(cfg, LunaDecoderLayer(attn, cross, ffn, residual, *_recomputing(cfg)))
 
 
 def _residual(cfg: Any, dim: int, pre_norm: bool) -> "partial[Residual]":
     return partial(Residual, dim, pre_norm, cfg.dropout, cfg.export)
 
 
-def _memory(cfg: Any) -> Any:
+def _recomputing(cfg: Any) -> Tuple[bool, bool]:
     return cfg.checkpoint_activations, cfg.offload_activations
 
 

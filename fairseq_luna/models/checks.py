@@ -5,6 +5,7 @@ from dataclasses import field
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
 from fairseq import models
+from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
 
 
@@ -173,4 +174,17 @@ def check_adaptive_softmax(values: Dict[str, Any]) -> None:
         raise ValueError(
             f"--adaptive-softmax-factor {factor} must be at least 1, and so small that --decoder-embed-dim "
             f"{values['decoder_embed_dim']} can be divided by it for each of the {len(cutoffs)} bands of {told}."
+        )
+
+
+def check_cutoffs(cutoffs: Optional[List[int]], dictionary: Dictionary) -> None:
+    """Looks at the bands of words of a dictionary.
+
+    Raises:
+        ValueError: if the last one begins beyond it.
+    """
+    if cutoffs is not None and cutoffs[-1] > len(dictionary):
+        raise ValueError(
+            f"--adaptive-softmax-cutoff {','.join(map(str, cutoffs))} goes beyond the dictionary of "
+            f"{len(dictionary)} words that are predicted; end at a smaller one."
         )

@@ -1,16 +1,16 @@
 """The Luna language model as fairseq knows it: registration, building, checkpoints."""
 
 from argparse import ArgumentParser
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.models import FairseqLanguageModel, register_model
 from fairseq.models.transformer import Embedding
-from torch import Tensor
 
 from ...modules.linear import prepare_for_generation
 from ...modules.quant_noise import add_noise
-from ..pruning import prune_layers
+from ..checkpoints import LoadsPruned
+from ..checks import check_cutoffs
 from ..registration import register
 from .checks import checked
 from .config import CONFIGS, LunaLanguageModelConfig
@@ -18,12 +18,11 @@ from .decoder import LunaLMDecoder
 
 
 @register_model("luna_lm", dataclass=LunaLanguageModelConfig)
-class LunaLanguageModel(FairseqLanguageModel):
+class LunaLanguageModel(LoadsPruned, FairseqLanguageModel):
     """A language model of Luna's causal attention alone, whose P is learned (arXiv 2106.01540, section 3.3)."""
 
     arch = "luna_lm"
     inference_precision = "fp32"
-    layers_to_keep: Dict[str, Optional[List[int]]] = {"decoder": None}
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -43,13 +42,9 @@ class LunaLanguageModel(FairseqLanguageModel):
         """
         read, predicted = task.source_dictionary, task.target_dictionary
         cfg = checked(cfg)
-        cutoffs = cfg.adaptive_softmax_cutoff
-        if cutoffs is not None and cutoffs[-1] > len(predicted):
-            raise ValueError(
-                f"--adaptive-softmax-cutoff {','.join(map(str, cutoffs))} goes beyond the dictionary of "
-                f"{len(predicted)} words; end at a smaller one."
-            )
-        if cfg.share_decoder_input_output_embed and cutoffs is None and len(read) != len(predicted):
+        check_cutoffs(cfg.adaptive_softmax_cutoff, predicted)
+        shared = cfg.share_decoder_input_output_embed and cfg.adaptive_softmax_cutoff is None
+        if shared and len(read) != len(predicted):
             raise ValueError(
                 f"--share-decoder-input-output-embed needs one dictionary, but {len(read)} words are read and "
                 f"{len(predicted)} predicted; leave --output-dictionary-size out, or the sharing."
@@ -75,21 +70,6 @@ class LunaLanguageModel(FairseqLanguageModel):
         """
         super().prepare_for_inference_(cfg)
         prepare_for_generation(self, self.decoder.embed_tokens.weight, self.inference_precision)
-
-    def load_state_dict(
-        self, state_dict: Dict[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
-    ) -> Any:
-        """As fairseq's, which would prune layers by the settings: `upgrade_state_dict_named` has done so by then."""
-        return super().load_state_dict(state_dict, strict)
-
-    def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
-        """Called by fairseq on loading: prunes layers, and accepts checkpoints of other fairseq versions."""
-        prune_layers(state_dict, self.layers_to_keep)
-        own = self.state_dict()
-        key = "decoder.embed_positions._float_tensor"
-        if key in own:  # fairseq 0.12.2 keeps the dtype of its sinusoids in a buffer, later ones do not
-            state_dict.setdefault(key, own[key])
-        super().upgrade_state_dict_named(state_dict, name)
 
 
 for _arch, _config in CONFIGS.items():

@@ -1,7 +1,7 @@
 """The Luna Transformer as fairseq knows it: registration, building, checkpoints."""
 
 from argparse import ArgumentParser
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ...modules.linear import prepare_for_generation
 from ...modules.quant_noise import add_noise
+from ..checkpoints import LoadsPruned
+from ..checks import check_cutoffs
 from ..pruning import forget_unread_norms, prune_layers
 from ..registration import register
 from .architectures import CONFIGS
@@ -22,13 +24,12 @@ from .reference_names import rename_reference_parameters
 
 
 @register_model("luna_transformer", dataclass=LunaTransformerConfig)
-class LunaTransformerModel(FairseqEncoderDecoderModel):
+class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
     """Sequence-to-sequence Transformer with Luna attention throughout (arXiv 2106.01540)."""
 
     arch = "luna_transformer"
     inference_precision = "fp32"
     full_context_alignment = False  # fairseq looks here whether alignments need a pass of their own
-    layers_to_keep: Dict[str, Optional[List[int]]] = {"encoder": None, "decoder": None}
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -64,12 +65,7 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
                 f"words and the target {len(target)} others; prepare the data with "
                 "--joined-dictionary, or use --share-decoder-input-output-embed."
             )
-        cutoffs = cfg.adaptive_softmax_cutoff
-        if cutoffs is not None and cutoffs[-1] > len(target):
-            raise ValueError(
-                f"--adaptive-softmax-cutoff {','.join(map(str, cutoffs))} goes beyond the target's dictionary of "
-                f"{len(target)} words; end at a smaller one."
-            )
+        check_cutoffs(cfg.adaptive_softmax_cutoff, target)
         build_embedding = TransformerModelBase.build_embedding
         encoder_embed = decoder_embed = build_embedding(cfg, source, cfg.encoder_embed_dim, cfg.encoder_embed_path)
         if not cfg.share_all_embeddings:
@@ -78,7 +74,7 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
         model.cfg = cfg
         model.inference_precision = cfg.inference_precision
         model.full_context_alignment = cfg.full_context_alignment
-        if getattr(getattr(task, "cfg", None) or getattr(task, "args", None), "load_alignments", False):
+        if getattr(settings, "load_alignments", False):
             model.decoder.need_attn = model.encoder.packs_in_training = True  # the criterion reads it
         model.layers_to_keep = {"encoder": cfg.encoder_layers_to_keep, "decoder": cfg.decoder_layers_to_keep}
         if cfg.quant_noise_pq > 0:
@@ -127,24 +123,13 @@ class LunaTransformerModel(FairseqEncoderDecoderModel):
             self if whole else self.decoder, self.decoder.embed_tokens.weight, self.inference_precision
         )
 
-    def load_state_dict(
-        self, state_dict: Dict[str, Tensor], strict: bool = True, model_cfg: Any = None, args: Any = None
-    ) -> Any:
-        """As fairseq's, which would prune layers by the settings: `upgrade_state_dict_named` has done so by then."""
-        return super().load_state_dict(state_dict, strict)
-
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
-        """Called by fairseq on loading: accepts checkpoints of the authors' implementation, and
-        of other fairseq versions."""
+        """Called by fairseq on loading: accepts checkpoints of the authors' implementation, too."""
         own = self.state_dict()
-        prune_layers(state_dict, self.layers_to_keep)
+        prune_layers(state_dict, self.layers_to_keep)  # while the layers have the authors' names
         rename_reference_parameters(state_dict, own.keys())
         if any(self.layers_to_keep.values()):
             forget_unread_norms(state_dict, own)
-        for key in (f"{side}.embed_positions._float_tensor" for side in ("encoder", "decoder")):
-            # fairseq 0.12.2 keeps the dtype of its sinusoids in a buffer, later ones do not
-            if key in own:
-                state_dict.setdefault(key, own[key])
         shifts = [key for key in own if key.endswith("bias.shift")]
         if not any(key in state_dict for key in shifts):  # centres were not always learned
             state_dict.update((key, torch.zeros_like(own[key])) for key in shifts)
