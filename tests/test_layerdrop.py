@@ -99,6 +99,8 @@ def test_a_pruned_model_has_the_parameters_of_its_layers(settings):
     pruned.load_state_dict(model.state_dict())
     whole = model.state_dict()
     for name, value in pruned.state_dict().items():
+        if name.endswith("._float_tensor"):  # of fairseq 0.12.2, which never sets it: it may be no number
+            continue
         match = STACK.fullmatch(name)
         if match:
             side = "encoder" if match[1] == "encoder.layers" else "decoder"

@@ -188,7 +188,9 @@ def test_a_checkpoint_is_loaded_as_the_model_that_it_is_of(data, tmp_path, name)
         (model,), _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
         arch = "luna_transformer" if form == "before-names" else name
         assert model.cfg == checked({**ARCHITECTURES[name], **SMALL, **overrides, "arch": arch})
-        assert all(torch.equal(value, model.state_dict()[key]) for key, value in trained.state_dict().items())
+        loaded = model.state_dict()
+        # fairseq 0.12.2 never sets its _float_tensor, which may be no number
+        assert all(torch.equal(v, loaded[k]) for k, v in trained.state_dict().items() if "_float_tensor" not in k)
     resumed = build(OmegaConf.create(cfg["model"]), data)
     resumed.load_state_dict(model.state_dict(), strict=True, model_cfg=OmegaConf.create(cfg["model"]))
     hub = LunaTransformerModel.from_pretrained(str(tmp_path), data_name_or_path=data, dropout=0.4)
