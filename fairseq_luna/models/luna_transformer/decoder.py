@@ -1,6 +1,6 @@
 """The Luna decoder: causal Luna layers over the target, on the encoder's memory of the source."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -8,6 +8,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from ...modules.layer import at_work
+from ...modules.step import Step
 from ...ops.precision import accumulation_dtype
 from ..build import decoder_layer
 from ..token_decoder import TokenDecoder
@@ -119,22 +120,41 @@ class LunaDecoder(TokenDecoder):
         need_attn = need_attn and source.made_packs() or asked
         alignment = self.alignment.instead(alignment_layer, alignment_heads)
         whole = prev_output_tokens.eq(self.padding_idx) if full_context_alignment else None
-        seen, states, attn = source.for_all_layers(), [x], None
-        layers, aligned = at_work(self.layers, source.layers), alignment.place(source.layers)
-        for i, layer in enumerate(layers):
-            aligns = need_attn and i == aligned
-            x, weights = layer(x, seen, source.view(i), step, aligns, whole)
-            states.append(x)
-            if aligns:
-                attn = self.read_alignment(weights, source, aligned, alignment)
-                attn = attn.view(rows, n, -1)
-        if need_attn and not layers:  # LayerDrop has left out them all
+        aligned, attn = alignment.place(source.layers), None
+        x, states, weights = self.carry(x, source, step, aligned if need_attn else None, whole)
+        if weights is not None:
+            attn = self.read_alignment(weights, source, aligned, alignment).view(rows, n, -1)
+        elif need_attn:  # LayerDrop has left out all layers
             attn = even_attention(source.padding, n, accumulation_dtype(x.dtype))
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-
         inner_states = [s.view(rows, n, dim).transpose(0, 1) for s in states]
         return x.view(rows, n, dim), {"attn": [attn], "inner_states": inner_states}
+
+    def carry(
+        self,
+        x: Tensor,
+        source: EncodedSource,
+        step: Optional[Step] = None,
+        aligned: Optional[int] = None,
+        whole: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, List[Tensor], Optional[Tensor]]:
+        """Through all layers, or those at work.
+
+        Args:
+            x: of the first layer, (B, n, D), or at a step (B, beams, D).
+            source: what is known of it.
+            step: of decoding; None for whole sequences.
+            aligned: of the layers at work the one whose weights are read.
+            whole: as in `LunaDecoderLayer`.
+
+        Returns:
+            Features, X before the first and after each layer, and the weights of the aligned layer's cross attention.
+        """
+        seen, states, read = source.for_all_layers(), [x], None
+        for i, layer in enumerate(at_work(self.layers, source.layers)):
+            x, weights = layer(x, seen, source.view(i), step, i == aligned, whole)
+            states.append(x)
+            read = weights if i == aligned else read
+        return (x if self.layer_norm is None else self.layer_norm(x)), states, read
 
     def replay(
         self, tokens: Tensor, encoder_out: EncoderOut, incremental_state: Dict[Any, Any], asked: bool

@@ -114,20 +114,30 @@ class LunaEncoder(FairseqEncoder):
         Raises:
             ValueError: if the source is longer than learned positions reach.
         """
-        is_padding = src_tokens.eq(self.padding_idx)
+        x, packed, padding, slots = self.enter(src_tokens)
+        # attention without a mask is faster
+        hidden = slots.padding if slots.padding is not None and slots.padding.any() else None
+        return self.carry(x, packed, padding if padding.any() else None, slots._replace(padding=hidden))
+
+    def enter(self, src_tokens: Tensor) -> Tuple[Tensor, Optional[Tensor], Tensor, SlotInfo]:
+        """Tokens (B, n) -> X (B, n, D) and P (B, l', D) of the first layer, the mask (B, n), and what is known of the
+        slots. Raises as `encode` does."""
+        padding = src_tokens.eq(self.padding_idx)
         if self.learned_pos:
-            longest = int((~is_padding).sum(dim=1).max())
+            longest = int((~padding).sum(dim=1).max())
             if longest > self.max_source_positions:
                 raise ValueError(
                     f"--max-source-positions is {self.max_source_positions}, but a source of {longest} tokens came "
                     "in: learned positions end there. Split the source, or train with more positions or without "
                     "--encoder-learned-pos."
                 )
-        padding = is_padding if is_padding.any() else None
-        count, slots = self.slots(is_padding)
-
+        count, slots = self.slots(padding)
         x = self.embed(src_tokens)
         packed = None if self.packed_embedding is None else self.embed_packed(len(src_tokens), count)
+        return x, packed, padding, slots
+
+    def carry(self, x: Tensor, packed: Optional[Tensor], padding: Optional[Tensor], slots: SlotInfo) -> Encoded:
+        """Through all layers, or those at work. x (B, n, D), packed (B, l', D), padding (B, n)."""
         states = [x]
         for layer in at_work(self.layers, self.draw(len(self.layers), self.layerdrop)):
             x, packed = layer(x, packed, padding, slots)
@@ -152,7 +162,8 @@ class LunaEncoder(FairseqEncoder):
             padding: (B, n), True where the source is padded.
 
         Returns:
-            l' and what is known of the slots.
+            l' and what is known of the slots, whose mask is None only where all sentences have all of them by the
+            settings.
         """
         if self.packed_embedding is None:
             return 0, SlotInfo(None, None)
@@ -165,7 +176,7 @@ class LunaEncoder(FairseqEncoder):
             hidden = torch.arange(slots, device=padding.device) >= lengths
         if self.gaussian:
             positions = slot_positions(padding, used)
-        return slots, SlotInfo(hidden if hidden is not None and hidden.any() else None, positions)
+        return slots, SlotInfo(hidden, positions)
 
     def max_positions(self) -> int:
         """The longest source that fairseq lets in."""

@@ -13,7 +13,7 @@ from ...modules.source_layer import SourceView
 from ..build import source_memory_layer
 from .alignment import Alignment
 from .config import decoder_reads_packed
-from .encoder import LunaEncoder
+from .encoder import Encoded, LunaEncoder
 from .source import EncodedSource, EncoderOut
 
 
@@ -105,6 +105,11 @@ class LunaTransformerEncoder(LunaEncoder):
             ValueError: if the source is longer than learned positions reach.
         """
         encoded = self.encode(src_tokens)
+        source = self.source_of(encoded, src_tokens.eq(self.padding_idx))
+        return (source._replace(states=encoded.states) if return_all_hiddens else source).to_fairseq()
+
+    def source_of(self, encoded: Encoded, padding: Tensor) -> EncodedSource:
+        """What the decoder knows of an encoded source. padding: (B, n), True where the source is padded."""
         views: List[SourceView] = []
         packs: List[Tensor] = []
         drawn = self.draw(self.decoder_layers, self.decoder_layerdrop)
@@ -119,16 +124,15 @@ class LunaTransformerEncoder(LunaEncoder):
             aligned, packs = self.alignment.mean(packs[0]), []
         return EncodedSource(
             out=encoded.out,
-            padding=src_tokens.eq(self.padding_idx),
-            sentence=torch.arange(len(src_tokens), device=src_tokens.device),
-            states=encoded.states if return_all_hiddens else [],
+            padding=padding,
+            sentence=torch.arange(len(padding), device=padding.device),
             packed=encoded.packed,
             slot_padding=encoded.slots.padding,
             layers=drawn,
             views=views,
             packs=packs,
             aligned_pack=aligned,
-        ).to_fairseq()
+        )
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """Called by fairseq to expand to beams, and when they change places; see `EncodedSource.reordered`."""
