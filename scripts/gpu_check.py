@@ -97,7 +97,7 @@ def prepare(args: argparse.Namespace, out: Path) -> Dict[str, str]:
         install(wheels, packages)
     sys.path.insert(0, str(packages))
     paths = [str(packages), str(REPO), os.environ.get("PYTHONPATH", "")]
-    environment = {"FAIRSEQ_LUNA_GRAPHS": "1", **os.environ}
+    environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     tried = ask(environment, "import torch, fairseq")
     if tried.returncode:

@@ -18,12 +18,14 @@ class Job(NamedTuple):
         step: does it once; gives parts of its time, by name, or None.
         amount: of `unit`, in a step.
         unit: tokens or sentences.
+        first: how many steps the first one stands for: a plugin may capture what has come a few times.
         search: as `step`, but to a number of tokens; None where a step has no tokens of its own.
     """
 
     step: Callable[[], Any]
     amount: int
     unit: str = "tokens"
+    first: int = 1
     search: Optional[Callable[[int], Any]] = None
 
 
@@ -144,7 +146,7 @@ def training(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
         while not update():
             pass  # the first step finds the scale; fairseq gives up itself where there is none
 
-    return Job(step, sample["ntokens"])
+    return Job(step, sample["ntokens"], first=6 if device.type == "cuda" else 1)
 
 
 def decoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
@@ -185,7 +187,7 @@ def decoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
 
 
 def searching(search: Callable[[int], Any], sizes: Dict[str, Any]) -> Job:
-    return Job(lambda: search(sizes["out_length"]), sizes["batch"], "sentences", search)
+    return Job(lambda: search(sizes["out_length"]), sizes["batch"], "sentences", search=search)
 
 
 def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any, device: Any) -> Job:

@@ -258,7 +258,7 @@ def test_sizes_that_steps_are_made_for():
 @pytest.mark.parametrize("name", ["tied", "plain-packs", "full-cross"])
 @torch.no_grad()
 def test_commands_on_a_gpu_use_graphs(name, dtype, monkeypatch):
-    monkeypatch.setenv("FAIRSEQ_LUNA_GRAPHS", "1")
+    monkeypatch.delenv("FAIRSEQ_LUNA_GRAPHS", raising=False)
     model = build(**CHOSEN[name], double=False).to(DEVICE, dtype)
     model.prepare_for_inference_(generation())
     source = sentences([12, 5, 2, 9])
@@ -271,14 +271,14 @@ def test_commands_on_a_gpu_use_graphs(name, dtype, monkeypatch):
 
 
 def test_a_step_that_cannot_be_captured_is_told(monkeypatch):
-    def fail(step, pool):
+    def fail(*args):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr("fairseq_luna.models.luna_transformer.graphs._capture", fail)
+    monkeypatch.setattr("fairseq_luna.models.luna_transformer.graphs.record", fail)
     plain, fixed = prepared({})
     fixed.decoder.graphs.capture = True
     source = sentences([5, 3])
-    with torch.no_grad(), pytest.warns(UserWarning, match="not permitted.*FAIRSEQ_LUNA_GRAPHS=1"):
+    with torch.no_grad(), pytest.warns(UserWarning, match="not permitted.*FAIRSEQ_LUNA_GRAPHS=0"):
         found = generate(fixed, source, 2)
     assert_same(found, generate(plain, source, 2))
     assert not fixed.decoder.uses_graphs and isinstance(fixed.decoder.graphs, Graphs)

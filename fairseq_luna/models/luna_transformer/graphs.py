@@ -1,13 +1,10 @@
 """Decoding by CUDA graphs: a step is captured once for its shape and replayed for every token.
 
-Launched one by one, the kernels of a step keep a GPU waiting. FAIRSEQ_LUNA_GRAPHS=1 in the environment turns the graphs
-on: they stay off by themselves until they have been tried on a GPU. What they cannot hold is decoded as ever: attention
+Launched one by one, the kernels of a step keep a GPU waiting. What graphs cannot hold is decoded as ever: attention
 that is read, an ordinary self-attention of the decoder, whose state grows, dropout that is retained, autocast and
-gradients.
+gradients. FAIRSEQ_LUNA_GRAPHS=0 in the environment turns them off.
 """
 
-import inspect
-import os
 import threading
 import warnings
 import weakref
@@ -20,10 +17,10 @@ from torch import Tensor
 from ...modules.causal_attention import LunaCausalAttention
 from ...modules.source_layer import SourceView
 from ...ops.causal.attention import CausalState
+from .capture import SWITCH, can_capture, record
 from .source import EncodedSource
 from .static_step import Shape, StaticStep, some
 
-SWITCH = "FAIRSEQ_LUNA_GRAPHS"
 MOST_STEPS = 16  # that are kept for later batches
 MOST_BYTES = 4 << 30  # of their memory
 LONGEST = 4096  # positions whose embeddings are kept; a longer target is decoded without a graph
@@ -57,13 +54,8 @@ class Graphs:
     @staticmethod
     def suit(decoder: Any) -> bool:
         """Whether the steps of a decoder can be captured here."""
-        device = decoder.embed_tokens.weight.device
-        return (
-            device.type == "cuda"
-            and device.index == torch.cuda.current_device()
-            and os.environ.get(SWITCH) == "1"
-            and "capture_error_mode" in inspect.signature(torch.cuda.graph.__init__).parameters  # torch >= 2.1
-            and all(isinstance(layer.self_attn, LunaCausalAttention) for layer in decoder.layers)
+        return can_capture(decoder.embed_tokens.weight.device) and all(
+            isinstance(layer.self_attn, LunaCausalAttention) for layer in decoder.layers
         )
 
     def is_stale(self) -> bool:
@@ -104,11 +96,11 @@ class Graphs:
             step = StaticStep(self.decoder, shape, self.positions, views)
         if self.capture:
             try:
-                _capture(step, self.pool)
+                (step.run,) = record(step.compute, [step.compute], self.pool)
             except RuntimeError as error:
                 warnings.warn(
                     f"Decoding goes on without CUDA graphs, more slowly: a step could not be captured ({error}). "
-                    f"Without {SWITCH}=1 none is tried.",
+                    f"{SWITCH}=0 turns them off.",
                     stacklevel=2,
                 )
                 self.decoder.uses_graphs = False
@@ -230,18 +222,3 @@ def _drops(decoder: Any) -> bool:
         for module in decoder.modules()
         if isinstance(module, FairseqDropout)
     )
-
-
-def _capture(step: StaticStep, pool: Any) -> None:
-    """Makes the step a graph. What torch and Triton prepare in their first calls is done before."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            step.compute()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # only of this thread: another one may be putting the next batches into pinned memory
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        step.compute()
-    step.run = graph.replay

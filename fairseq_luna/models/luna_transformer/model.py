@@ -1,7 +1,7 @@
 """The Luna Transformer as fairseq knows it: registration, building, checkpoints."""
 
 from argparse import ArgumentParser
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -21,6 +21,7 @@ from .config import LunaTransformerConfig
 from .decoder import LunaDecoder
 from .memory import LunaTransformerEncoder
 from .reference_names import rename_reference_parameters
+from .training_graphs import TrainingGraphs
 
 
 @register_model("luna_transformer", dataclass=LunaTransformerConfig)
@@ -30,6 +31,7 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
     arch = "luna_transformer"
     inference_precision = "fp32"
     full_context_alignment = False  # fairseq looks here whether alignments need a pass of their own
+    graphs: Optional[TrainingGraphs] = None
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -88,12 +90,28 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
 
         With --full-context-alignment the attention, if asked for, is that of a second pass of the decoder.
         """
+        features = None if kwargs else self.replay(src_tokens, prev_output_tokens)
+        if features is not None:
+            return self.decoder.output_layer(features), {"attn": [None], "inner_states": []}
         encoder_out = self.encoder(src_tokens, src_lengths)
         x, extra = self.decoder(prev_output_tokens, encoder_out, **kwargs)
         if self.full_context_alignment and extra["attn"][0] is not None:
             kwargs.update(features_only=True, full_context_alignment=True)
             extra["attn"] = self.decoder(prev_output_tokens, encoder_out, **kwargs)[1]["attn"]
         return x, extra
+
+    def replay(self, source: Tensor, target: Tensor) -> Optional[Tensor]:
+        """Features (B, n, D) of a batch in training by a graph; None where there is none, or more than them is read."""
+        encoder, decoder = self.encoder, self.decoder
+        asked = bool(decoder.need_attn) or encoder.packs_in_training or torch.is_autocast_enabled()
+        training = self.training and encoder.training and decoder.training and torch.is_grad_enabled()
+        if asked or not training:
+            return None
+        if self.graphs is not None and self.graphs.is_stale():
+            self.graphs = None
+        if self.graphs is None and TrainingGraphs.suit(self):
+            self.graphs = TrainingGraphs(self)
+        return None if self.graphs is None else self.graphs.features(source, target)
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Called by fairseq before generating; leaves out what this generation does not read.
