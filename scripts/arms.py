@@ -82,10 +82,13 @@ class Worker:
 
     def step(self) -> Dict[str, Any]:
         """Memory is what came on top of the process as it was before the arm was built: parameters, gradients, the
-        optimiser's state and activations, not the libraries. On a GPU it is what torch's allocator held at most."""
+        optimiser's state and activations, not the libraries. On a GPU it is the most that torch's
+        allocator has reserved, with the memory of CUDA graphs."""
         assert self.job
         if self.steps == 1:
             self.forget_peak()  # of what is made or tried out at the first use
+        for _ in range(0 if self.steps else self.job.first - 1):
+            self.job.step()
         self.steps += 1
         synchronise(self.device)
         start = time.perf_counter()
@@ -112,6 +115,7 @@ class Worker:
         if self.device.type == "cuda":
             import torch
 
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
 
@@ -119,7 +123,7 @@ def peak_memory(device: Any) -> int:
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_reserved()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
