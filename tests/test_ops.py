@@ -63,25 +63,25 @@ def check_causal(
     n, slots, tied, decaying, dtype=torch.float32, batch=1, heads=2, dim=16, activation="softplus", p=0.25
 ):
     torch.manual_seed(n + slots)
-    width = heads * dim
-    query = on_device((batch, n, width), dtype, dim**-0.5)
-    key, pack_key = on_device((batch, n, width), dtype), on_device((batch, n, width), dtype)
+    width, query_scale = heads * dim, dim**-0.5
+    query, key, pack_key = (on_device((batch, n, width), dtype) for _ in range(3))
     value = None if tied else on_device((batch, n, width), dtype)
     pack_query = on_device((batch, heads, slots, dim), dtype, dim**-0.5)
     hidden = (torch.arange(slots) >= (slots + 1) // 2).expand(batch, -1).to(DEVICE)
     decay = 1 - 0.5 ** torch.arange(1.0, heads + 1, device=DEVICE) if decaying else None
     inputs = query, key, value, pack_key, pack_query
-    found = causal_attention(*inputs, hidden, decay, activation, p, SEED)
+    found = causal_attention(*inputs, hidden, decay, activation, p, SEED, query_scale)
     masks = reference.dropout_masks(SEED, p, batch, heads, n, slots, padded(slots), DEVICE) if p else None
     wide = in_float64(*inputs)
     split = [None if x is None else by_head(x, heads) for x in wide[:4]]
+    split[0] = split[0] * query_scale
     want = joined(reference.causal_attention(*split, wide[4], hidden, decay, activation, p, masks))
     assert_close(found, want, inputs, wide, TOLERANCES[dtype])
 
 
 def check_pack_or_unpack(which, n, slots, tied, padding, biased, dtype=torch.float32, heads=2, dim=16, p=0.25):
     torch.manual_seed(n + slots)
-    width, lengths = heads * dim, [n, max(1, n // 2)]
+    width, query_scale, lengths = heads * dim, dim**-0.5, [n, max(1, n // 2)]
     real = torch.zeros(2, n, dtype=torch.bool, device=DEVICE)
     for row, length in zip(real, lengths):
         start = {"right": 0, "left": n - length, "both": (n - length) // 2}[padding]
@@ -90,17 +90,19 @@ def check_pack_or_unpack(which, n, slots, tied, padding, biased, dtype=torch.flo
     positions = slot_positions(~real, used) if biased else None
     gamma, shift = (torch.tensor(x, device=DEVICE, requires_grad=True) for x in ([1.0, -0.3], [0.2, -1.0]))
     biases = (gamma, shift) if biased else (None, None)
-    rows = on_device((2, slots if which == "pack" else n, width), dtype, dim**-0.5)
+    rows = on_device((2, slots if which == "pack" else n, width), dtype)
     mask = reference.dropout_masks(SEED, p, 2, heads, n, slots, padded(slots), DEVICE)[0] if p else None
     if which == "pack":
         key = on_device((2, n, width), dtype)
         value = None if tied else on_device((2, n, width), dtype)
         inputs = rows, key, value, *biases
-        found = pack(*inputs[:3], heads, ~real, positions, *biases, p, SEED)
+        found = pack(*inputs[:3], heads, ~real, positions, *biases, p, SEED, query_scale)
         wide = in_float64(*inputs)
         q, k, v = (None if x is None else by_head(x, heads) for x in wide[:3])
         bias = reference.gaussian_bias(*wide[3:], slots, positions) if biased else None
-        want = reference.attention(q, k, v, ~real, bias, p, None if mask is None else mask.transpose(-1, -2))
+        want = reference.attention(
+            q * query_scale, k, v, ~real, bias, p, None if mask is None else mask.transpose(-1, -2)
+        )
     else:
         # both layouts that come: of heads in a decoder, of slots in an encoder
         shape = (2, heads, slots, dim) if biased else (2, slots, heads, dim)
@@ -109,10 +111,11 @@ def check_pack_or_unpack(which, n, slots, tied, padding, biased, dtype=torch.flo
         hidden = torch.arange(slots, device=DEVICE) >= used
         inputs = rows, key, value, *biases
         order = (lambda x: x) if biased else (lambda x: None if x is None else x.transpose(1, 2))
-        found = unpack(rows, order(key), order(value), hidden, positions, *biases, p, SEED)
+        found = unpack(rows, order(key), order(value), hidden, positions, *biases, p, SEED, query_scale)
         wide = in_float64(*inputs)
         bias = reference.gaussian_bias(*wide[3:], slots, positions).transpose(-1, -2) if biased else None
-        want = reference.attention(by_head(wide[0], heads), order(wide[1]), order(wide[2]), hidden, bias, p, mask)
+        query = by_head(wide[0], heads) * query_scale
+        want = reference.attention(query, order(wide[1]), order(wide[2]), hidden, bias, p, mask)
     assert_close(found, joined(want), inputs, wide, TOLERANCES[dtype])
 
 

@@ -23,6 +23,7 @@ def causal_attention(
     decay: Optional[Tensor],
     activation: str,
     dropout: float,
+    query_scale: float,
 ) -> Optional[Tensor]:
     """As `triton.causal.causal_attention`."""
     from .triton import causal
@@ -36,7 +37,7 @@ def causal_attention(
     seed, decay = dispatch.seed(dropout), None if decay is None else _in_float32(decay)
 
     def call(q, k, v, c, p):
-        return causal.causal_attention(q, k, v, c, p, hidden, decay, activation, dropout, seed, launch)
+        return causal.causal_attention(q, k, v, c, p, hidden, decay, activation, dropout, seed, query_scale, launch)
 
     kind = (*launch.options.values(), launch.parts > 1, n > launch.chunk, hidden is None, query.dtype)
     pack_query = pack_query.to(query.dtype)
@@ -51,6 +52,7 @@ def pack(
     padding: Optional[Tensor],
     bias: Optional[GaussianBias],
     dropout: float,
+    query_scale: float,
 ) -> Optional[Tensor]:
     """As `triton.pack.pack`."""
     from .triton import pack as kernels
@@ -63,7 +65,7 @@ def pack(
     seed = dispatch.seed(dropout)
 
     def call(q, k, v, gamma, s):
-        return kernels.pack(q, k, v, heads, padding, positions, gamma, s, dropout, seed, launch)
+        return kernels.pack(q, k, v, heads, padding, positions, gamma, s, dropout, seed, query_scale, launch)
 
     kind = (*launch.options.values(), launch.parts > 1, value is None, padding is None, key.dtype)
     value = None if value is None else value.to(key.dtype)  # plain values under autocast are not projected
@@ -77,6 +79,7 @@ def unpack(
     hidden: Optional[Tensor],
     bias: Optional[GaussianBias],
     dropout: float,
+    query_scale: float,
 ) -> Optional[Tensor]:
     """As `triton.unpack.unpack`."""
     from .triton import unpack as kernels
@@ -89,7 +92,7 @@ def unpack(
     seed = dispatch.seed(dropout)
 
     def call(q, k, v, gamma, s):
-        return kernels.unpack(q, k, v, hidden, positions, gamma, s, dropout, seed, launch)
+        return kernels.unpack(q, k, v, hidden, positions, gamma, s, dropout, seed, query_scale, launch)
 
     kind = (*launch.options.values(), launch.parts > 1, value is None, hidden is None, query.dtype)
     key, value = key.to(query.dtype), None if value is None else value.to(query.dtype)

@@ -1,8 +1,8 @@
 """Luna's causal attention (arXiv 2106.01540, section 3.3) in one kernel forward and one or two backward.
 
-    a_j = dropout(w(c_j P^T))                                        A_pack, (n, l)
-    u_t = softmax_l(1/w_t q_t sum_{j <= t} lambda^(t-j) k_j^T a_j)   A_unpack, (n, l)
-    y_t = 1/w_t dropout(u_t) sum_{j <= t} lambda^(t-j) a_j^T v_j     w_t = sum_{i < t} lambda^i
+    a_j = dropout(w(c_j P^T))                                            A_pack, (n, l)
+    u_t = softmax_l(scale/w_t q_t sum_{j <= t} lambda^(t-j) k_j^T a_j)   A_unpack, (n, l)
+    y_t = 1/w_t dropout(u_t) sum_{j <= t} lambda^(t-j) a_j^T v_j         w_t = sum_{i < t} lambda^i
 
 B batch, H heads, n positions, l slots, d channels of a head, C positions of a chunk, L = l rounded up. Short sequences
 are walked by one program a sentence and head, with the state on chip; long ones are cut into segments, whose sums are
@@ -58,7 +58,7 @@ def plan(
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, c, p, hidden, decay, launch, p_dropout, seed):
+    def forward(ctx, q, k, v, c, p, hidden, decay, launch, p_dropout, seed, query_scale):
         _, segments, per_segment, padded_slots, options = launch
         batch, n, _ = q.shape
         heads, slots, dim = p.shape[1:]
@@ -76,11 +76,11 @@ class _CausalAttention(torch.autograd.Function):
         out = torch.empty_like(q)
         forward_kernel[(groups, segments)](
             q, k, values, c, p, hidden_bytes, decays, p if key_sums is None else key_sums,
-            p if value_sums is None else value_sums, out, *numbers, segments, per_segment,
+            p if value_sums is None else value_sums, out, query_scale, *numbers, segments, per_segment,
             HIDDEN=hidden is not None, SEGMENTED=segments > 1, WALK=n > launch.chunk, **options,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, c, p, hidden, decay, key_sums, value_sums)
-        ctx.launch, ctx.numbers = launch, numbers
+        ctx.launch, ctx.query_scale, ctx.numbers = launch, query_scale, numbers
         return out
 
     @staticmethod
@@ -98,10 +98,10 @@ class _CausalAttention(torch.autograd.Function):
         if n <= chunk and n <= LARGEST_ONLY_CHUNK:
             dp = torch.empty_like(p)
             one_chunk_backward_kernel[(groups,)](
-                q, k, values, c, p, hidden_bytes, decays, dy, dq, dk, dv, dc, dp, *numbers,
+                q, k, values, c, p, hidden_bytes, decays, dy, dq, dk, dv, dc, dp, ctx.query_scale, *numbers,
                 HIDDEN=hidden is not None, **options,
             )  # fmt: skip
-            return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None
+            return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None, None
         d_logits = q.new_empty(groups, n, padded_slots)
         unpack = torch.empty_like(d_logits)
         before, after = (p, p), (p, p)
@@ -113,7 +113,7 @@ class _CausalAttention(torch.autograd.Function):
             # a part for each segment, to be added up in float32
             dp = p.new_empty(segments, batch, heads, slots, dim, dtype=torch.float32)
         front_kernel[(groups, segments)](
-            q, k, values, c, p, hidden_bytes, decays, *before, dy, dq, d_logits, unpack, *after,
+            q, k, values, c, p, hidden_bytes, decays, *before, dy, dq, d_logits, unpack, *after, ctx.query_scale,
             *numbers, segments, per_segment, HIDDEN=hidden is not None, SEGMENTED=segments > 1, **options,
         )  # fmt: skip
         rear_kernel[(groups, segments)](
@@ -121,7 +121,7 @@ class _CausalAttention(torch.autograd.Function):
             *numbers, segments, per_segment, SEGMENTED=segments > 1, **options,
         )  # fmt: skip
         dp = dp.sum(0).to(p.dtype) if segments > 1 else dp
-        return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None
+        return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None, None
 
 
 def causal_attention(
@@ -135,6 +135,7 @@ def causal_attention(
     activation: str = "softplus",
     dropout: float = 0.0,
     seed: int = 0,
+    query_scale: float = 1.0,
     launch: Optional[Launch] = None,
 ) -> Tensor:
     """Luna's causal attention over whole sequences.
@@ -142,7 +143,7 @@ def causal_attention(
     Sums are taken in float32, products in the dtype of the inputs, which is one for all.
 
     Args:
-        query: q, scaled, (B, n, H d).
+        query: q, (B, n, H d).
         key: k, (B, n, H d).
         value: v, (B, n, H d); None where the keys are the values (tied).
         pack_key: c, (B, n, H d).
@@ -152,6 +153,7 @@ def causal_attention(
         activation: w, "softplus" (with base 2) or "elu" (plus 1).
         dropout: probability, below 1, of A_pack and of A_unpack.
         seed: of the dropout, from 0 to 2^31 - 1.
+        query_scale: what the products of queries and keys are multiplied by.
         launch: for tests (default: of `plan`).
 
     Returns:
@@ -174,4 +176,6 @@ def causal_attention(
     )
     query, key, pack_key, pack_query = (x.contiguous() for x in (query, key, pack_key, pack_query))
     value = None if value is None else value.contiguous()
-    return _CausalAttention.apply(query, key, value, pack_key, pack_query, hidden, decay, launch, dropout, seed)
+    return _CausalAttention.apply(
+        query, key, value, pack_key, pack_query, hidden, decay, launch, dropout, seed, query_scale
+    )

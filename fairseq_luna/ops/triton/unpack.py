@@ -1,6 +1,6 @@
 """Unpack (arXiv 2106.01540, section 3.1) in one kernel forward and one backward, its Gaussian bias made on the way.
 
-    Y_X = dropout(softmax_i(X K^T + bias^T)) V          n rows, of l slots i
+    Y_X = dropout(softmax_i(scale X K^T + bias^T)) V          n rows, of l slots i
 
 Keys and values of the slots stay on chip, a program walks over a part of the rows. Letters as in `causal.py`, the bias
 as in `pack.py`.
@@ -32,7 +32,7 @@ from .launch import Launch, as_bytes, bias_gradients, dropped, plan_rows
 @triton.jit(do_not_specialize=VARYING)
 def unpack_kernel(
     x, k, v, hidden, positions, sharpness, shifts, out, k_h, k_l,
-    n, slots, seed, threshold, scale, splits, per_split,
+    query_scale, n, slots, seed, threshold, rescale, splits, per_split,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BIAS: tl.constexpr, HIDDEN: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -48,21 +48,21 @@ def unpack_kernel(
     gamma, sign, shift = bias_of_head(sharpness, shifts, head, BIAS)
     for i in range(0, per_split):
         t = (split * per_split + i) * C + tl.arange(0, C)
-        logits = dot(load_rows(x + base, t, n, ROW, D), tl.trans(keys), PRECISION)
+        logits = dot(load_rows(x + base, t, n, ROW, D), tl.trans(keys), PRECISION) * query_scale
         if BIAS:
             offset = load_offsets(positions + batch * n, t, n, shift, L)
             logits += tl.maximum(-gamma * offset * offset, -30.0)
         weights = softmax(logits, visible)
         if DROPOUT:
             random, _ = random_pairs(seed, group, t, L)
-            weights = tl.where(random >= threshold, weights * scale, 0.0)
+            weights = tl.where(random >= threshold, weights * rescale, 0.0)
         store_rows(out + base, t, n, ROW, dot(weights.to(keys.dtype), values, PRECISION), D)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def unpack_backward_kernel(
     x, k, v, hidden, positions, sharpness, shifts, dy, dx, dk, dv, d_bias, k_h, k_l,
-    n, slots, seed, threshold, scale, splits, per_split,
+    query_scale, n, slots, seed, threshold, rescale, splits, per_split,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, BIAS: tl.constexpr,
     HIDDEN: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -86,7 +86,7 @@ def unpack_backward_kernel(
     for i in range(0, per_split):
         t = (split * per_split + i) * C + tl.arange(0, C)
         rows_x, rows_dy = load_rows(x + base, t, n, ROW, D), load_rows(dy + base, t, n, ROW, D)
-        logits = dot(rows_x, tl.trans(keys), PRECISION)
+        logits = dot(rows_x, tl.trans(keys), PRECISION) * query_scale
         if BIAS:
             offset = load_offsets(positions + batch * n, t, n, shift, L)
             bias = -gamma * offset * offset
@@ -96,14 +96,14 @@ def unpack_backward_kernel(
         dropped = weights
         if DROPOUT:
             random, _ = random_pairs(seed, group, t, L)
-            dropped = tl.where(random >= threshold, weights * scale, 0.0)
-            d_weights = tl.where(random >= threshold, d_weights * scale, 0.0)
+            dropped = tl.where(random >= threshold, weights * rescale, 0.0)
+            d_weights = tl.where(random >= threshold, d_weights * rescale, 0.0)
         d_logits = weights * (d_weights - tl.sum(weights * d_weights, axis=1)[:, None])
         if BIAS:
             slope = tl.where((bias > -30.0) & (t < n)[:, None], d_logits * offset, 0.0)
             d_gamma -= tl.sum(slope * offset, axis=0) * sign
             d_shift += tl.sum(slope, axis=0) * 2 * gamma
-        d_half = d_logits.to(keys.dtype)
+        d_half = (d_logits * query_scale).to(keys.dtype)
         store_rows(dx + base, t, n, ROW, dot(d_half, keys, PRECISION), D)
         # rows behind the end have x = dy = 0
         d_keys = dot(tl.trans(d_half), rows_x, PRECISION, d_keys)
@@ -123,10 +123,10 @@ def unpack_backward_kernel(
 
 class _Unpack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, k, v, hidden, positions, sharpness, shifts, launch, p_dropout, seed):
+    def forward(ctx, x, k, v, hidden, positions, sharpness, shifts, launch, p_dropout, seed, query_scale):
         splits, options = launch.parts, launch.options
         batch, heads, slots, _ = k.shape
-        numbers = (*k.stride()[1:3], x.size(1), slots, seed, *dropped(p_dropout), splits, launch.per_part)
+        numbers = (*k.stride()[1:3], query_scale, x.size(1), slots, seed, *dropped(p_dropout), splits, launch.per_part)
         bias = (x, x, x) if positions is None else (positions, sharpness, shifts)
         out = torch.empty_like(x)
         unpack_kernel[(batch * heads, splits)](
@@ -156,7 +156,7 @@ class _Unpack(torch.autograd.Function):
         if splits > 1:
             dk = dk.sum(0).to(k.dtype)
             dv = None if dv is None else dv.sum(0).to(k.dtype)
-        return (dx, dk, dv, None, None, *bias_gradients(d_bias, heads, sharpness), None, None, None)
+        return (dx, dk, dv, None, None, *bias_gradients(d_bias, heads, sharpness), None, None, None, None)
 
 
 def _parts_like(k: Tensor, splits: int) -> Tensor:
@@ -185,6 +185,7 @@ def unpack(
     shift: Optional[Tensor] = None,
     dropout: float = 0.0,
     seed: int = 0,
+    query_scale: float = 1.0,
     launch: Optional[Launch] = None,
 ) -> Tensor:
     """Every position reads the slots.
@@ -192,7 +193,7 @@ def unpack(
     Sums are taken in float32, products in the dtype of the inputs, which is one for all but the bias.
 
     Args:
-        query: of X, scaled, (B, n, H d).
+        query: of X, (B, n, H d).
         key: of Y_P, (B, H, l, d).
         value: (B, H, l, d); None where the keys are the values (tied).
         hidden: (B, l), True where a slot is not used; of each row at least one is.
@@ -201,6 +202,7 @@ def unpack(
         shift: s, (H,).
         dropout: probability, below 1, of the weights.
         seed: of the dropout, from 0 to 2^31 - 1.
+        query_scale: what the products of queries and keys are multiplied by.
         launch: for tests (default: of `plan_rows`).
 
     Returns:
@@ -212,4 +214,5 @@ def unpack(
     )
     if not _laid_out(key, value):
         key, value = key.contiguous(), None if value is None else value.contiguous()
-    return _Unpack.apply(query.contiguous(), key, value, hidden, positions, sharpness, shift, launch, dropout, seed)
+    query = query.contiguous()
+    return _Unpack.apply(query, key, value, hidden, positions, sharpness, shift, launch, dropout, seed, query_scale)
