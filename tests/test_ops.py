@@ -12,7 +12,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from tiny import FULL_CROSS, PAD, PLAIN_PACKS, PRE_NORM, UNTIED, build, sentences, sharpen, targets
 
-from fairseq_luna.ops import dispatch
+from fairseq_luna.ops import dispatch, fused
 from fairseq_luna.ops.slots import slot_positions
 
 pytest.importorskip("triton")
@@ -70,7 +70,7 @@ def check_causal(
     hidden = (torch.arange(slots) >= (slots + 1) // 2).expand(batch, -1).to(DEVICE)
     decay = 1 - 0.5 ** torch.arange(1.0, heads + 1, device=DEVICE) if decaying else None
     inputs = query, key, value, pack_key, pack_query
-    found = causal_attention(*inputs, hidden, decay, activation, p, SEED, query_scale)
+    found = causal_attention(*inputs, hidden, decay, activation, p, SEED, query_scale=query_scale)
     masks = reference.dropout_masks(SEED, p, batch, heads, n, slots, padded(slots), DEVICE) if p else None
     wide = in_float64(*inputs)
     split = [None if x is None else by_head(x, heads) for x in wide[:4]]
@@ -96,7 +96,7 @@ def check_pack_or_unpack(which, n, slots, tied, padding, biased, dtype=torch.flo
         key = on_device((2, n, width), dtype)
         value = None if tied else on_device((2, n, width), dtype)
         inputs = rows, key, value, *biases
-        found = pack(*inputs[:3], heads, ~real, positions, *biases, p, SEED, query_scale)
+        found = pack(*inputs[:3], heads, ~real, positions, *biases, p, SEED, query_scale=query_scale)
         wide = in_float64(*inputs)
         q, k, v = (None if x is None else by_head(x, heads) for x in wide[:3])
         bias = reference.gaussian_bias(*wide[3:], slots, positions) if biased else None
@@ -111,7 +111,7 @@ def check_pack_or_unpack(which, n, slots, tied, padding, biased, dtype=torch.flo
         hidden = torch.arange(slots, device=DEVICE) >= used
         inputs = rows, key, value, *biases
         order = (lambda x: x) if biased else (lambda x: None if x is None else x.transpose(1, 2))
-        found = unpack(rows, order(key), order(value), hidden, positions, *biases, p, SEED, query_scale)
+        found = unpack(rows, order(key), order(value), hidden, positions, *biases, p, SEED, query_scale=query_scale)
         wide = in_float64(*inputs)
         bias = reference.gaussian_bias(*wide[3:], slots, positions).transpose(-1, -2) if biased else None
         query = by_head(wide[0], heads) * query_scale
@@ -171,6 +171,57 @@ def test_pack_and_unpack_in_half_precision(which):
 def test_dropout_drops_as_much_as_it_says():
     for mask in reference.dropout_masks(SEED, 0.3, 2, 4, 100, 16, 16):
         assert abs(mask.float().mean() - 0.7) < 0.01
+
+
+def turn_of(number):
+    return torch.tensor([number], dtype=torch.int32, device=DEVICE)
+
+
+def drawn(operator, n, seed, turn=None):
+    """Its output and gradients, of inputs that are always the same."""
+    torch.manual_seed(0)
+    x, key, pack_key = (on_device((1, n, 32)) for _ in range(3))
+    slots, packed = on_device((1, 2, 5, 16)), on_device((1, 5, 32))
+    draws = {"dropout": 0.5, "seed": seed, "turn": turn}
+    if operator == "causal attention":
+        inputs = x, key, pack_key, slots
+        out = causal_attention(x, key, None, pack_key, slots, **draws)
+    elif operator == "pack":
+        inputs = packed, key
+        out = pack(packed, key, None, 2, **draws)
+    else:
+        inputs = x, slots
+        out = unpack(x, slots, None, **draws)
+    return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+
+OPERATORS = pytest.mark.parametrize("operator", ["causal attention", "pack", "unpack"])
+
+
+@OPERATORS
+@pytest.mark.parametrize(("n", "seed"), [(20, 2**31 - 1), (200, SEED)], ids=["whole", "in-parts"])
+def test_a_turn_is_added_to_the_seed(operator, n, seed):
+    plain, turned = drawn(operator, n, seed), drawn(operator, n, seed, turn_of(7))
+    assert all(map(torch.equal, turned, drawn(operator, n, seed + 7)))
+    assert all(map(torch.equal, plain, drawn(operator, n, seed, turn_of(0))))
+    assert not any(map(torch.equal, plain, turned))
+
+
+@OPERATORS
+def test_operators_are_of_the_turn_they_run_in(operator):
+    x, key, slots = torch.randn(1, 20, 32), torch.randn(1, 5, 32), torch.randn(1, 2, 5, 16)
+    x, key, slots = (u.to(DEVICE) for u in (x, key, slots))
+
+    def run(turn):
+        torch.manual_seed(0)
+        with dispatch.turning(turn_of(turn)):
+            if operator == "causal attention":
+                return fused.causal_attention(x, x, None, x, slots, None, None, "elu", 0.5, 1.0)
+            if operator == "pack":
+                return fused.pack(key, x, None, 2, None, None, 0.5, 1.0)
+            return fused.unpack(x, slots, None, None, None, 0.5, 1.0)
+
+    assert torch.equal(run(3), run(3)) and not torch.equal(run(3), run(4))
 
 
 # ---- the whole model

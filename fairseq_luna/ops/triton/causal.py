@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .causal_backward import front_kernel, one_chunk_backward_kernel, rear_kernel
 from .causal_forward import forward_kernel, sums_kernel
-from .launch import Launch, as_bytes, chunk_for, cut, dropped, padded, precision
+from .launch import Launch, as_bytes, chunk_for, cut, draws_of, padded, precision
 
 # The backward pass of one chunk reads past its memory with chunks of 64 (Triton 3.6, on an H200).
 LARGEST_ONLY_CHUNK = 32
@@ -58,12 +58,12 @@ def plan(
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, c, p, hidden, decay, launch, p_dropout, seed, query_scale):
+    def forward(ctx, q, k, v, c, p, hidden, decay, launch, draws, query_scale):
         _, segments, per_segment, padded_slots, options = launch
         batch, n, _ = q.shape
         heads, slots, dim = p.shape[1:]
         groups = batch * heads
-        numbers = (n, slots, seed, *dropped(p_dropout))
+        numbers = (n, slots, *draws)
         values = k if v is None else v
         hidden_bytes, decays = as_bytes(hidden, p), p if decay is None else decay
         key_sums = value_sums = None
@@ -80,6 +80,7 @@ class _CausalAttention(torch.autograd.Function):
             HIDDEN=hidden is not None, SEGMENTED=segments > 1, WALK=n > launch.chunk, **options,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, c, p, hidden, decay, key_sums, value_sums)
+        # with the turn, which may change in place: save_for_backward would refuse that
         ctx.launch, ctx.query_scale, ctx.numbers = launch, query_scale, numbers
         return out
 
@@ -101,7 +102,7 @@ class _CausalAttention(torch.autograd.Function):
                 q, k, values, c, p, hidden_bytes, decays, dy, dq, dk, dv, dc, dp, ctx.query_scale, *numbers,
                 HIDDEN=hidden is not None, **options,
             )  # fmt: skip
-            return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None, None
+            return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None
         d_logits = q.new_empty(groups, n, padded_slots)
         unpack = torch.empty_like(d_logits)
         before, after = (p, p), (p, p)
@@ -121,7 +122,7 @@ class _CausalAttention(torch.autograd.Function):
             *numbers, segments, per_segment, SEGMENTED=segments > 1, **options,
         )  # fmt: skip
         dp = dp.sum(0).to(p.dtype) if segments > 1 else dp
-        return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None, None
+        return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None
 
 
 def causal_attention(
@@ -135,6 +136,7 @@ def causal_attention(
     activation: str = "softplus",
     dropout: float = 0.0,
     seed: int = 0,
+    turn: Optional[Tensor] = None,
     query_scale: float = 1.0,
     launch: Optional[Launch] = None,
 ) -> Tensor:
@@ -153,6 +155,8 @@ def causal_attention(
         activation: w, "softplus" (with base 2) or "elu" (plus 1).
         dropout: probability, below 1, of A_pack and of A_unpack.
         seed: of the dropout, from 0 to 2^31 - 1.
+        turn: of the dropout, (1,), in int32: added to the seed, read on the device, so that a CUDA graph draws anew at
+            every replay (default: 0). It is to stay as it is between a pass forward and its pass backward.
         query_scale: what the products of queries and keys are multiplied by.
         launch: for tests (default: of `plan`).
 
@@ -176,6 +180,5 @@ def causal_attention(
     )
     query, key, pack_key, pack_query = (x.contiguous() for x in (query, key, pack_key, pack_query))
     value = None if value is None else value.contiguous()
-    return _CausalAttention.apply(
-        query, key, value, pack_key, pack_query, hidden, decay, launch, dropout, seed, query_scale
-    )
+    draws = draws_of(dropout, seed, turn, query)
+    return _CausalAttention.apply(query, key, value, pack_key, pack_query, hidden, decay, launch, draws, query_scale)

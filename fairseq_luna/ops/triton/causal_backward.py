@@ -25,6 +25,7 @@ from .blocks import (
     powers_inside,
     random_pairs,
     read_past,
+    seed_of_turn,
     softmax,
     store_rows,
     store_sum,
@@ -37,13 +38,14 @@ from .blocks import (
 @triton.jit(do_not_specialize=VARYING)
 def one_chunk_backward_kernel(
     q, k, v, c, p, hidden, decay, dy, dq, dk, dv, dc, dp,
-    query_scale, n, slots, seed, threshold, rescale,
+    query_scale, n, slots, seed, turn, threshold, rescale,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All gradients of a sentence and head of at most C positions."""
     group = tl.program_id(0)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
@@ -105,7 +107,7 @@ def one_chunk_backward_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def front_kernel(
     q, k, v, c, p, hidden, decay, key_sums, value_sums, dy, dq, d_logits, dropped, key_after, value_after,
-    query_scale, n, slots, seed, threshold, rescale, segments, per_segment,
+    query_scale, n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, HIDDEN: tl.constexpr, SEGMENTED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -115,6 +117,7 @@ def front_kernel(
     segment, the sums of q_t^T e_t and dropped_t^T dy_t / w_t as they stand before it."""
     group, segment = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
@@ -213,13 +216,14 @@ def front_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def rear_kernel(
     q, k, v, c, p, decay, dy, d_logits, dropped, key_after, value_after, dk, dv, dc, dp,
-    n, slots, seed, threshold, rescale, segments, per_segment,
+    n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, SEGMENTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients that need what comes after: of k, v, c and p. From the last chunk of a segment to its first."""
     group, segment = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     rate, rest = decay_rates(decay, head, DECAYING)

@@ -21,6 +21,7 @@ from .blocks import (
     powers_inside,
     random_pairs,
     read_past,
+    seed_of_turn,
     softmax,
     store_rows,
     store_sum,
@@ -33,13 +34,14 @@ from .blocks import (
 @triton.jit(do_not_specialize=VARYING)
 def sums_kernel(
     k, v, c, p, decay, key_sums, value_sums,
-    n, slots, seed, threshold, rescale, segments, per_segment,
+    n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of k_j^T a_j and of a_j^T v_j over a segment, as they stand at its end."""
     group, segment = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
@@ -74,7 +76,7 @@ def sums_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     q, k, v, c, p, hidden, decay, key_sums, value_sums, out,
-    query_scale, n, slots, seed, threshold, rescale, segments, per_segment,
+    query_scale, n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, HIDDEN: tl.constexpr, SEGMENTED: tl.constexpr,
     WALK: tl.constexpr, PRECISION: tl.constexpr,
@@ -82,6 +84,7 @@ def forward_kernel(
     """y of a segment of a sentence and head, chunk by chunk. Without WALK there is one chunk, and no state."""
     group, segment = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     rate, rest = decay_rates(decay, head, DECAYING)

@@ -23,10 +23,11 @@ from .blocks import (
     load_rows,
     load_slots,
     random_pairs,
+    seed_of_turn,
     store_bias_gradients,
     store_rows,
 )
-from .launch import Launch, as_bytes, bias_gradients, dropped, plan_rows
+from .launch import Launch, as_bytes, bias_gradients, draws_of, plan_rows
 
 
 @triton.jit
@@ -53,13 +54,14 @@ def load_tokens(padding, batch, t, n, PADDED: tl.constexpr):
 @triton.jit(do_not_specialize=VARYING)
 def pack_kernel(
     p, k, v, padding, positions, sharpness, shifts, out, lse, partial, extents,
-    query_scale, n, slots, seed, threshold, rescale, splits, per_split,
+    query_scale, n, slots, seed, turn, threshold, rescale, splits, per_split,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BIAS: tl.constexpr, PADDED: tl.constexpr,
     DROPOUT: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of a part of the context: the largest logit and the sum of exponentials of each slot, and its mean of values."""
     group, split = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     of_slots = batch * slots * ROW + head * D
@@ -121,13 +123,14 @@ def pack_join_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def pack_backward_kernel(
     p, k, v, padding, positions, sharpness, shifts, out, lse, dy, dk, dv, dp, d_bias,
-    query_scale, n, slots, seed, threshold, rescale, splits, per_split,
+    query_scale, n, slots, seed, turn, threshold, rescale, splits, per_split,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, BIAS: tl.constexpr,
     PADDED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of a part of the context: dk and dv, and the part's share of dp, dgamma and dshift."""
     group, split = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     of_slots = batch * slots * ROW + head * D
@@ -185,11 +188,11 @@ def pack_backward_kernel(
 
 class _Pack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, p, k, v, padding, positions, sharpness, shifts, launch, p_dropout, seed, query_scale):
+    def forward(ctx, p, k, v, padding, positions, sharpness, shifts, launch, draws, query_scale):
         _, splits, per_split, padded_slots, options = launch
         batch, n, _ = k.shape
         slots, dim, groups = p.size(1), options["D"], batch * options["HEADS"]
-        numbers = (query_scale, n, slots, seed, *dropped(p_dropout), splits, per_split)
+        numbers = (query_scale, n, slots, *draws, splits, per_split)
         bias = (p, p, p) if positions is None else (positions, sharpness, shifts)
         out = torch.empty_like(p)
         lse = k.new_empty(groups, padded_slots, dtype=torch.float32)
@@ -206,6 +209,7 @@ class _Pack(torch.autograd.Function):
                 partial, extents, out, lse, slots, splits, HEADS=options["HEADS"], L=padded_slots, D=dim
             )
         ctx.save_for_backward(p, k, v, padding, positions, sharpness, shifts, out, lse)
+        # with the turn, which may change in place: save_for_backward would refuse that
         ctx.launch, ctx.numbers = launch, numbers
         return out
 
@@ -229,7 +233,7 @@ class _Pack(torch.autograd.Function):
             TIED=v is None, PADDED=padding is not None, **options,
         )  # fmt: skip
         dp = dp.sum(0).to(p.dtype) if splits > 1 else dp
-        return (dp, dk, dv, None, None, *bias_gradients(d_bias, heads, sharpness), None, None, None, None)
+        return (dp, dk, dv, None, None, *bias_gradients(d_bias, heads, sharpness), None, None, None)
 
 
 def pack(
@@ -243,6 +247,7 @@ def pack(
     shift: Optional[Tensor] = None,
     dropout: float = 0.0,
     seed: int = 0,
+    turn: Optional[Tensor] = None,
     query_scale: float = 1.0,
     launch: Optional[Launch] = None,
 ) -> Tensor:
@@ -261,6 +266,8 @@ def pack(
         shift: s, (H,).
         dropout: probability, below 1, of the weights.
         seed: of the dropout, from 0 to 2^31 - 1.
+        turn: of the dropout, (1,), in int32: added to the seed, read on the device, so that a CUDA graph draws anew at
+            every replay (default: 0). It is to stay as it is between a pass forward and its pass backward.
         query_scale: what the products of queries and keys are multiplied by.
         launch: for tests (default: of `plan_rows`).
 
@@ -273,4 +280,5 @@ def pack(
     )
     query, key = query.contiguous(), key.contiguous()
     value = None if value is None else value.contiguous()
-    return _Pack.apply(query, key, value, padding, positions, sharpness, shift, launch, dropout, seed, query_scale)
+    draws = draws_of(dropout, seed, turn, query)
+    return _Pack.apply(query, key, value, padding, positions, sharpness, shift, launch, draws, query_scale)

@@ -21,24 +21,26 @@ from .blocks import (
     load_rows,
     load_slots,
     random_pairs,
+    seed_of_turn,
     softmax,
     store_bias_gradients,
     store_rows,
     visible_slots,
 )
-from .launch import Launch, as_bytes, bias_gradients, dropped, plan_rows
+from .launch import Launch, as_bytes, bias_gradients, draws_of, plan_rows
 
 
 @triton.jit(do_not_specialize=VARYING)
 def unpack_kernel(
     x, k, v, hidden, positions, sharpness, shifts, out, k_h, k_l,
-    query_scale, n, slots, seed, threshold, rescale, splits, per_split,
+    query_scale, n, slots, seed, turn, threshold, rescale, splits, per_split,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BIAS: tl.constexpr, HIDDEN: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Y_X of a part of the rows."""
     group, split = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     of_slots = batch * slots * ROW + head * k_h
@@ -62,13 +64,14 @@ def unpack_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def unpack_backward_kernel(
     x, k, v, hidden, positions, sharpness, shifts, dy, dx, dk, dv, d_bias, k_h, k_l,
-    query_scale, n, slots, seed, threshold, rescale, splits, per_split,
+    query_scale, n, slots, seed, turn, threshold, rescale, splits, per_split,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, BIAS: tl.constexpr,
     HIDDEN: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dx of a part of the rows, and the part's share of dk, dv, dgamma and dshift."""
     group, split = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     of_slots = batch * slots * ROW + head * k_h
@@ -123,10 +126,10 @@ def unpack_backward_kernel(
 
 class _Unpack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, k, v, hidden, positions, sharpness, shifts, launch, p_dropout, seed, query_scale):
+    def forward(ctx, x, k, v, hidden, positions, sharpness, shifts, launch, draws, query_scale):
         splits, options = launch.parts, launch.options
         batch, heads, slots, _ = k.shape
-        numbers = (*k.stride()[1:3], query_scale, x.size(1), slots, seed, *dropped(p_dropout), splits, launch.per_part)
+        numbers = (*k.stride()[1:3], query_scale, x.size(1), slots, *draws, splits, launch.per_part)
         bias = (x, x, x) if positions is None else (positions, sharpness, shifts)
         out = torch.empty_like(x)
         unpack_kernel[(batch * heads, splits)](
@@ -134,6 +137,7 @@ class _Unpack(torch.autograd.Function):
             HIDDEN=hidden is not None, **options,
         )  # fmt: skip
         ctx.save_for_backward(x, k, v, hidden, positions, sharpness, shifts)
+        # with the turn, which may change in place: save_for_backward would refuse that
         ctx.launch, ctx.numbers = launch, numbers
         return out
 
@@ -156,7 +160,7 @@ class _Unpack(torch.autograd.Function):
         if splits > 1:
             dk = dk.sum(0).to(k.dtype)
             dv = None if dv is None else dv.sum(0).to(k.dtype)
-        return (dx, dk, dv, None, None, *bias_gradients(d_bias, heads, sharpness), None, None, None, None)
+        return (dx, dk, dv, None, None, *bias_gradients(d_bias, heads, sharpness), None, None, None)
 
 
 def _parts_like(k: Tensor, splits: int) -> Tensor:
@@ -185,6 +189,7 @@ def unpack(
     shift: Optional[Tensor] = None,
     dropout: float = 0.0,
     seed: int = 0,
+    turn: Optional[Tensor] = None,
     query_scale: float = 1.0,
     launch: Optional[Launch] = None,
 ) -> Tensor:
@@ -202,6 +207,8 @@ def unpack(
         shift: s, (H,).
         dropout: probability, below 1, of the weights.
         seed: of the dropout, from 0 to 2^31 - 1.
+        turn: of the dropout, (1,), in int32: added to the seed, read on the device, so that a CUDA graph draws anew at
+            every replay (default: 0). It is to stay as it is between a pass forward and its pass backward.
         query_scale: what the products of queries and keys are multiplied by.
         launch: for tests (default: of `plan_rows`).
 
@@ -214,5 +221,5 @@ def unpack(
     )
     if not _laid_out(key, value):
         key, value = key.contiguous(), None if value is None else value.contiguous()
-    query = query.contiguous()
-    return _Unpack.apply(query, key, value, hidden, positions, sharpness, shift, launch, dropout, seed, query_scale)
+    query, draws = query.contiguous(), draws_of(dropout, seed, turn, query)
+    return _Unpack.apply(query, key, value, hidden, positions, sharpness, shift, launch, draws, query_scale)
