@@ -62,6 +62,7 @@ def causal_attention(
     activation: str = "softplus",
     dropout: float = 0.0,
     masks: Optional[Tuple[Tensor, Tensor]] = None,
+    cancelling: bool = True,
 ) -> Tensor:
     """Section 3.3 of the paper with the n x n mean of each head. q, k, v, c (B, H, n, d), P (B, H, l, d)."""
     value = key if value is None else value
@@ -78,10 +79,18 @@ def causal_attention(
     logits = ((query @ key.transpose(-1, -2)) * mean) @ a
     if hidden is not None:
         logits = logits.masked_fill(hidden[:, None, None, :], float("-inf"))
-    unpack = logits.softmax(dim=-1)
+    unpack = softmax(logits, cancelling)
     if masks is not None:
         unpack = unpack * masks[1] / (1 - dropout)
     return ((unpack @ a.transpose(-1, -2)) * mean) @ value
+
+
+def softmax(logits: Tensor, cancelling: bool = True) -> Tensor:
+    """Of the last dimension. Its gradient, of the logits x_i with weights y_i, is y_i dy_i - y_i sum_j y_j dy_j; not
+    `cancelling`, it is the first term alone: as large as what was rounded, where the two cancel."""
+    if cancelling:
+        return logits.softmax(dim=-1)
+    return (logits - logits.logsumexp(dim=-1, keepdim=True).detach()).exp()
 
 
 def gaussian_bias(sharpness: Tensor, shift: Tensor, slots: int, positions: Tensor) -> Tensor:
@@ -92,14 +101,14 @@ def gaussian_bias(sharpness: Tensor, shift: Tensor, slots: int, positions: Tenso
     return (-gamma * (offsets.unsqueeze(1) - shift) ** 2).clamp(min=-30)
 
 
-def attention(query, key, value, hidden, bias, dropout, mask):
-    """hidden: (B, m); bias: (B, H, n, m); mask: (B, H, n, m)."""
+def attention(query, key, value, hidden, bias, dropout, mask, cancelling=True):
+    """hidden: (B, m); bias: (B, H, n, m); mask: (B, H, n, m); cancelling: as in `softmax`."""
     logits = query @ key.transpose(-1, -2)
     if bias is not None:
         logits = logits + bias
     if hidden is not None:
         logits = logits.masked_fill(hidden[:, None, None, :], float("-inf"))
-    weights = logits.softmax(-1)
+    weights = softmax(logits, cancelling)
     if mask is not None:
         weights = weights * mask / (1 - dropout)
-    return weights @ (key if value is None else value)
+    return weights.to(key.dtype) @ (key if value is None else value)

@@ -117,6 +117,17 @@ def test_too_little_memory_is_not_the_compilers_fault():
         dispatch.attempt("op E", "kind", large, torch.zeros(1))
 
 
+def test_turns():
+    device = torch.device("cpu")
+    first, one, two = dispatch.turn(device), torch.tensor([1]), torch.tensor([2])
+    assert first.tolist() == [0] and first.dtype == torch.int32
+    with dispatch.turning(one):
+        with dispatch.turning(two):
+            assert dispatch.turn(device) is two
+        assert dispatch.turn(device) is one
+    assert dispatch.turn(device) is first
+
+
 def test_seeds_follow_the_generator():
     torch.manual_seed(1)
     first = dispatch.seed(0.1), dispatch.seed(0.1)

@@ -9,10 +9,12 @@ from fairseq_luna.modules.causal_attention import LunaCausalAttention
 from fairseq_luna.modules.encoder_layer import LunaEncoderLayer
 from fairseq_luna.modules.feed_forward import FeedForward
 from fairseq_luna.modules.head_projection import HeadProjection
+from fairseq_luna.modules.linear import prepare_products
 from fairseq_luna.modules.luna_attention import LunaAttention
 from fairseq_luna.modules.residual import Residual
 from fairseq_luna.modules.slot_info import SlotInfo
 from fairseq_luna.ops.causal.state import share_of_step
+from fairseq_luna.ops.projection import split_heads
 
 pytestmark = pytest.mark.stock
 DIM, HEADS, SLOTS = 16, 4, 3
@@ -20,6 +22,31 @@ DIM, HEADS, SLOTS = 16, 4, 3
 
 def draw(*shape):
     return torch.randn(*shape, dtype=torch.float64)
+
+
+@torch.no_grad()
+def test_a_query_tells_its_scale_apart():
+    """With noise on its weights and in other forms, too: what comes out is always the same whole."""
+    torch.manual_seed(0)
+    layer, x = HeadProjection(DIM, 2 * DIM, HEADS, is_query=True), torch.randn(2, 5, DIM)
+    layer.bias.normal_()
+
+    def assert_whole(scale):
+        product, found = layer.projection().apart(x)
+        assert found == scale
+        torch.testing.assert_close(split_heads(product * scale, HEADS), layer(x))
+        torch.testing.assert_close(split_heads(layer.projection()(x), HEADS), layer(x))
+
+    assert_whole(8**-0.5)
+    weight, bias = layer.projection().by_head(HEADS)
+    torch.testing.assert_close(x.unsqueeze(1) @ weight.transpose(1, 2) + bias.unsqueeze(1), layer(x))
+    want, layer.noise = layer(x), lambda weight: 2 * weight
+    assert_whole(8**-0.5)
+    assert not torch.allclose(layer(x), want)
+    layer.eval()
+    prepare_products(layer, "fp32")
+    assert_whole(1.0)
+    torch.testing.assert_close(layer(x), want)
 
 
 @pytest.mark.parametrize("decaying", [False, True], ids=["flat", "decaying"])

@@ -20,11 +20,6 @@ class HeadProjection(Linear):
         nn.init.xavier_uniform_(self.weight, gain=1 / math.sqrt(2))
         nn.init.zeros_(self.bias)
 
-    def parameters_as_used(self) -> Tuple[Tensor, Tensor]:
-        """Weight and bias, scaled if a query's: there are fewer of them than of what they make."""
-        weight, bias = self.weight_as_used(), self.bias
-        return (weight, bias) if self.scale == 1.0 else (weight * self.scale, bias * self.scale)
-
     def forward(self, x: Tensor) -> Tensor:
         return split_heads(super().forward(x), self.heads)
 

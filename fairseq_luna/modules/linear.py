@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.linear import PRODUCTS, Product
-from ..ops.projection import Projection
+from ..ops.projection import Projection, scaled
 
 Parameters = Tuple[Tensor, Optional[Tensor]]
 
@@ -18,20 +18,21 @@ class Linear(nn.Linear):
 
     prepared: Optional[Product] = None
     noise: Optional[Product] = None  # of the weight
+    scale = 1.0  # of what weight and bias make
 
     def weight_as_used(self) -> Tensor:
         """The weight, with its noise in training."""
         return self.weight if self.noise is None or not self.training else self.noise(self.weight)
 
     def parameters_as_used(self) -> Parameters:
-        """Weight and bias of the product."""
-        return self.weight_as_used(), self.bias
+        """Weight and bias of the product, with its scale."""
+        return scaled(self.weight_as_used(), self.bias, self.scale)
 
     def projection(self) -> Projection:
         """The product as operators take it."""
         if self.is_prepared():
-            return Projection(self.weight, self.bias, self.prepared)
-        return Projection(*self.parameters_as_used())
+            return Projection(self.weight, self.bias, self.prepared, self.scale)
+        return Projection(self.weight_as_used(), self.bias, scale=self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prepared(x) if self.is_prepared() else F.linear(x, *self.parameters_as_used())  # type: ignore[misc]

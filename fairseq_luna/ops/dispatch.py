@@ -29,6 +29,7 @@ _OF_THE_DEVICE = ("out of memory", "illegal memory access", "device-side assert"
 
 _fused: Optional[bool] = None  # as `using` has it
 _moved: Optional[bool] = None
+_turn: Optional[Tensor] = None  # as `turning` has it
 _forms: Dict[str, "Chosen"] = {}
 _compiled: Dict[str, Set[Hashable]] = defaultdict(set)
 _failed: Dict[Hashable, str] = {}  # by operator where none of its kernels has compiled, else by kernel
@@ -155,6 +156,23 @@ def using(fused: Optional[bool] = None, moved: Optional[bool] = None) -> Iterato
         _fused, _moved = before
 
 
+@contextmanager
+def turning(turn: Tensor) -> Iterator[None]:
+    """Dropouts of kernels are of this turn, for a CUDA graph, in which their seeds are frozen.
+
+    A pass backward belongs within, as its pass forward does: activation checkpointing runs that again.
+
+    Args:
+        turn: (1,), in int32, on the device; it may change in place from one update to the next.
+    """
+    global _turn
+    before, _turn = _turn, turn
+    try:
+        yield
+    finally:
+        _turn = before
+
+
 def attempt(operator: str, key: Hashable, call: Callable[..., Tensor], *inputs: Optional[Tensor]) -> Optional[Tensor]:
     """`call(*inputs)`, or None where its kernels do not compile, which is told once.
 
@@ -198,6 +216,17 @@ def seed(dropout: float) -> int:
     """Of a kernel's dropout, from torch's generator of the CPU: nothing waits for the device, torch.manual_seed sets
     it, and activation checkpointing draws it again."""
     return int(torch.randint(2**31 - 1, (), device="cpu")) if dropout else 0
+
+
+def turn(device: torch.device) -> Tensor:
+    """What kernels on a device add to the seeds of their dropouts, (1,) in int32: 0, or as `turning` has it."""
+    return _first_turn(device) if _turn is None else _turn
+
+
+@functools.lru_cache(maxsize=None)
+def _first_turn(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # or it would be of no use in training
+        return torch.zeros(1, dtype=torch.int32, device=device)
 
 
 def _try(call: Callable[..., Tensor], inputs: Any) -> None:

@@ -1,6 +1,7 @@
 """The fused operators between their projections: None comes back where a kernel does not compile.
 
-Shapes and arguments are those of the operators in `triton/`; dropout draws its seed from torch's generator.
+Shapes and arguments are those of the operators in `triton/`; dropout draws its seed from torch's generator, and
+its turn is that of `dispatch`.
 """
 
 import functools
@@ -23,6 +24,7 @@ def causal_attention(
     decay: Optional[Tensor],
     activation: str,
     dropout: float,
+    query_scale: float,
 ) -> Optional[Tensor]:
     """As `triton.causal.causal_attention`."""
     from .triton import causal
@@ -33,10 +35,13 @@ def causal_attention(
     launch = causal.plan(
         batch, n, heads, dim, slots, query.dtype, query.device, tied, decaying, activation, dropout > 0
     )  # fmt: skip
-    seed, decay = dispatch.seed(dropout), None if decay is None else _in_float32(decay)
+    seed, turn = dispatch.seed(dropout), dispatch.turn(query.device)
+    decay = None if decay is None else _in_float32(decay)
 
     def call(q, k, v, c, p):
-        return causal.causal_attention(q, k, v, c, p, hidden, decay, activation, dropout, seed, launch)
+        return causal.causal_attention(
+            q, k, v, c, p, hidden, decay, activation, dropout, seed, turn, query_scale, launch
+        )
 
     kind = (*launch.options.values(), launch.parts > 1, n > launch.chunk, hidden is None, query.dtype)
     pack_query = pack_query.to(query.dtype)
@@ -51,6 +56,7 @@ def pack(
     padding: Optional[Tensor],
     bias: Optional[GaussianBias],
     dropout: float,
+    query_scale: float,
 ) -> Optional[Tensor]:
     """As `triton.pack.pack`."""
     from .triton import pack as kernels
@@ -60,10 +66,10 @@ def pack(
     launch = kernels.plan_rows(
         batch, n, heads, width // heads, query.size(1), key.dtype, key.device, positions is not None, dropout > 0
     )
-    seed = dispatch.seed(dropout)
+    seed, turn = dispatch.seed(dropout), dispatch.turn(key.device)
 
     def call(q, k, v, gamma, s):
-        return kernels.pack(q, k, v, heads, padding, positions, gamma, s, dropout, seed, launch)
+        return kernels.pack(q, k, v, heads, padding, positions, gamma, s, dropout, seed, turn, query_scale, launch)
 
     kind = (*launch.options.values(), launch.parts > 1, value is None, padding is None, key.dtype)
     value = None if value is None else value.to(key.dtype)  # plain values under autocast are not projected
@@ -77,6 +83,7 @@ def unpack(
     hidden: Optional[Tensor],
     bias: Optional[GaussianBias],
     dropout: float,
+    query_scale: float,
 ) -> Optional[Tensor]:
     """As `triton.unpack.unpack`."""
     from .triton import unpack as kernels
@@ -86,10 +93,10 @@ def unpack(
     launch = kernels.plan_rows(
         batch, query.size(1), heads, dim, slots, query.dtype, query.device, positions is not None, dropout > 0
     )
-    seed = dispatch.seed(dropout)
+    seed, turn = dispatch.seed(dropout), dispatch.turn(key.device)
 
     def call(q, k, v, gamma, s):
-        return kernels.unpack(q, k, v, hidden, positions, gamma, s, dropout, seed, launch)
+        return kernels.unpack(q, k, v, hidden, positions, gamma, s, dropout, seed, turn, query_scale, launch)
 
     kind = (*launch.options.values(), launch.parts > 1, value is None, hidden is None, query.dtype)
     key, value = key.to(query.dtype), None if value is None else value.to(query.dtype)

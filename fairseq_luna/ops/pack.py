@@ -32,7 +32,7 @@ def pack(
     Args:
         packed: P, (B, l, D).
         context: C, (B, m, D).
-        query: W_Q, scaled.
+        query: W_Q, with its scale.
         key: W_K.
         value: W_V; `IDENTITY` where slots average the context itself, D / H channels a head; None where the keys are
             the values (tied).
@@ -160,8 +160,9 @@ def fused_pack(
     dropout: Dropout,
 ) -> Optional[Result]:
     """One kernel, which makes no weights; None where it does not compile."""
+    queries, scale = query.apart(packed)
     values = None if value is None else value(context)
-    y_p = fused.pack(query(packed), key(context), values, heads, padding, bias, dropout.rate())
+    y_p = fused.pack(queries, key(context), values, heads, padding, bias, dropout.rate(), scale)
     return None if y_p is None else (y_p, None)
 
 

@@ -9,29 +9,46 @@ from torch import Tensor
 HeadWeights = Tuple[Tensor, Tensor]
 
 
+def scaled(weight: Tensor, bias: Optional[Tensor], scale: float) -> Tuple[Tensor, Optional[Tensor]]:
+    """W (out, in) and b (out) times the scale of what they make: there are fewer of them."""
+    if scale == 1.0:
+        return weight, bias
+    return weight * scale, None if bias is None else bias * scale
+
+
 class Projection(NamedTuple):
-    """x W^T + b, or a form of it for generation, or x itself.
+    """(x W^T + b) scale, or a form of it for generation, or x itself.
 
     Attributes:
-        weight: W, (out, in), with all that scales it; None for x itself.
+        weight: W, (out, in); None for x itself.
         bias: b, (out).
         prepared: the whole product in another form, of another layout or precision; it cannot be moved.
+        scale: of what the weights make.
     """
 
     weight: Optional[Tensor] = None
     bias: Optional[Tensor] = None
     prepared: Optional[Callable[[Tensor], Tensor]] = None
+    scale: float = 1.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, n, in) -> (B, n, out)."""
         if self.prepared is not None:
             return self.prepared(x)
-        return x if self.weight is None else F.linear(x, self.weight, self.bias)
+        return x if self.weight is None else F.linear(x, *scaled(self.weight, self.bias, self.scale))
+
+    def apart(self, x: Tensor) -> Tuple[Tensor, float]:
+        """(B, n, in) -> the product (B, n, out) and what is left to multiply it by, for who does so on the way."""
+        if self.prepared is not None:
+            return self.prepared(x), 1.0
+        return self._replace(scale=1.0)(x), self.scale
 
     def by_head(self, heads: int) -> HeadWeights:
-        """W as (H, d, in) and b as (H, d)."""
-        assert self.weight is not None and self.bias is not None
-        return self.weight.unflatten(0, (heads, -1)), self.bias.unflatten(0, (heads, -1))
+        """W as (H, d, in) and b as (H, d), scaled."""
+        assert self.weight is not None
+        weight, bias = scaled(self.weight, self.bias, self.scale)
+        assert bias is not None
+        return weight.unflatten(0, (heads, -1)), bias.unflatten(0, (heads, -1))
 
 
 IDENTITY = Projection()

@@ -33,7 +33,7 @@ def unpack(
         x: X, (B, n, D).
         key: of Y_P, (B, H, l, d).
         value: of Y_P, (B, H, l, d); None where the keys are the values (tied).
-        query: W_Q, scaled.
+        query: W_Q, with its scale.
         out: W_O.
         hidden: (B, l), True where a slot is not used.
         bias: of the logits, transposed.
@@ -152,7 +152,8 @@ def fused_unpack(
     dropout: Dropout,
 ) -> Optional[Result]:
     """One kernel between the projections, which makes no weights; None where it does not compile."""
-    y_x = fused.unpack(query(x), key, value, hidden, bias, dropout.rate())
+    queries, scale = query.apart(x)
+    y_x = fused.unpack(queries, key, value, hidden, bias, dropout.rate(), scale)
     return None if y_x is None else (out(y_x), None)
 
 

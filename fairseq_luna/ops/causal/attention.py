@@ -32,7 +32,7 @@ class Projections(NamedTuple):
     """What a causal attention reads of X.
 
     Attributes:
-        query: scaled.
+        query: with its scale.
         key: of the keys.
         value: of the values; None where the keys are the values (tied).
         pack_key: of what packs, multiplied with P.
@@ -107,8 +107,9 @@ def fused_causal_attention(
 ) -> Optional[Tensor]:
     """One kernel behind the projections; None where it does not compile."""
     query, key, value, pack_key = projections
+    queries, scale = query.apart(x)
     return fused.causal_attention(
-        query(x),
+        queries,
         key(x),
         None if value is None else value(x),
         pack_key(x),
@@ -117,6 +118,7 @@ def fused_causal_attention(
         decay,
         activation,
         dropout.rate(),
+        scale,
     )
 
 

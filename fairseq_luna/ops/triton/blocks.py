@@ -3,8 +3,9 @@
 import triton
 import triton.language as tl
 
-# They change with the batch: a kernel is not to be compiled again for a number that 16 divides.
-VARYING = ["n", "slots", "seed", "threshold", "segments", "per_segment", "splits", "per_split"]
+# They change with the batch, and the turn with a model's graphs: a kernel is not to be compiled again for a number, or
+# a place in memory, that 16 divides.
+VARYING = ["n", "slots", "seed", "turn", "threshold", "segments", "per_segment", "splits", "per_split"]
 
 # Philox of seven rounds passes BigCrush, as ten do (Salmon et al. 2011).
 ROUNDS = tl.constexpr(7)
@@ -105,6 +106,14 @@ def causal(scores, steps, rows, columns, DECAYING: tl.constexpr):
     if DECAYING:
         scores = scores * rows[:, None] * columns[None, :]
     return tl.where(steps >= 0, scores, 0.0)
+
+
+@triton.jit
+def seed_of_turn(seed, turn, DROPOUT: tl.constexpr):
+    """The sum, in 64 bits since it may leave 31."""
+    if DROPOUT:
+        seed = seed.to(tl.int64) + tl.load(turn)
+    return seed
 
 
 @triton.jit

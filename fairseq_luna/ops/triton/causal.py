@@ -1,8 +1,8 @@
 """Luna's causal attention (arXiv 2106.01540, section 3.3) in one kernel forward and one or two backward.
 
-    a_j = dropout(w(c_j P^T))                                        A_pack, (n, l)
-    u_t = softmax_l(1/w_t q_t sum_{j <= t} lambda^(t-j) k_j^T a_j)   A_unpack, (n, l)
-    y_t = 1/w_t dropout(u_t) sum_{j <= t} lambda^(t-j) a_j^T v_j     w_t = sum_{i < t} lambda^i
+    a_j = dropout(w(c_j P^T))                                            A_pack, (n, l)
+    u_t = softmax_l(scale/w_t q_t sum_{j <= t} lambda^(t-j) k_j^T a_j)   A_unpack, (n, l)
+    y_t = 1/w_t dropout(u_t) sum_{j <= t} lambda^(t-j) a_j^T v_j         w_t = sum_{i < t} lambda^i
 
 B batch, H heads, n positions, l slots, d channels of a head, C positions of a chunk, L = l rounded up. Short sequences
 are walked by one program a sentence and head, with the state on chip; long ones are cut into segments, whose sums are
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .causal_backward import front_kernel, one_chunk_backward_kernel, rear_kernel
 from .causal_forward import forward_kernel, sums_kernel
-from .launch import Launch, as_bytes, chunk_for, cut, dropped, padded, precision
+from .launch import Launch, as_bytes, chunk_for, cut, draws_of, padded, precision
 
 # The backward pass of one chunk reads past its memory with chunks of 64 (Triton 3.6, on an H200).
 LARGEST_ONLY_CHUNK = 32
@@ -58,12 +58,12 @@ def plan(
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, c, p, hidden, decay, launch, p_dropout, seed):
+    def forward(ctx, q, k, v, c, p, hidden, decay, launch, draws, query_scale):
         _, segments, per_segment, padded_slots, options = launch
         batch, n, _ = q.shape
         heads, slots, dim = p.shape[1:]
         groups = batch * heads
-        numbers = (n, slots, seed, *dropped(p_dropout))
+        numbers = (n, slots, *draws)
         values = k if v is None else v
         hidden_bytes, decays = as_bytes(hidden, p), p if decay is None else decay
         key_sums = value_sums = None
@@ -76,11 +76,12 @@ class _CausalAttention(torch.autograd.Function):
         out = torch.empty_like(q)
         forward_kernel[(groups, segments)](
             q, k, values, c, p, hidden_bytes, decays, p if key_sums is None else key_sums,
-            p if value_sums is None else value_sums, out, *numbers, segments, per_segment,
+            p if value_sums is None else value_sums, out, query_scale, *numbers, segments, per_segment,
             HIDDEN=hidden is not None, SEGMENTED=segments > 1, WALK=n > launch.chunk, **options,
         )  # fmt: skip
         ctx.save_for_backward(q, k, v, c, p, hidden, decay, key_sums, value_sums)
-        ctx.launch, ctx.numbers = launch, numbers
+        # with the turn, which may change in place: save_for_backward would refuse that
+        ctx.launch, ctx.query_scale, ctx.numbers = launch, query_scale, numbers
         return out
 
     @staticmethod
@@ -98,7 +99,7 @@ class _CausalAttention(torch.autograd.Function):
         if n <= chunk and n <= LARGEST_ONLY_CHUNK:
             dp = torch.empty_like(p)
             one_chunk_backward_kernel[(groups,)](
-                q, k, values, c, p, hidden_bytes, decays, dy, dq, dk, dv, dc, dp, *numbers,
+                q, k, values, c, p, hidden_bytes, decays, dy, dq, dk, dv, dc, dp, ctx.query_scale, *numbers,
                 HIDDEN=hidden is not None, **options,
             )  # fmt: skip
             return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None
@@ -113,7 +114,7 @@ class _CausalAttention(torch.autograd.Function):
             # a part for each segment, to be added up in float32
             dp = p.new_empty(segments, batch, heads, slots, dim, dtype=torch.float32)
         front_kernel[(groups, segments)](
-            q, k, values, c, p, hidden_bytes, decays, *before, dy, dq, d_logits, unpack, *after,
+            q, k, values, c, p, hidden_bytes, decays, *before, dy, dq, d_logits, unpack, *after, ctx.query_scale,
             *numbers, segments, per_segment, HIDDEN=hidden is not None, SEGMENTED=segments > 1, **options,
         )  # fmt: skip
         rear_kernel[(groups, segments)](
@@ -135,6 +136,8 @@ def causal_attention(
     activation: str = "softplus",
     dropout: float = 0.0,
     seed: int = 0,
+    turn: Optional[Tensor] = None,
+    query_scale: float = 1.0,
     launch: Optional[Launch] = None,
 ) -> Tensor:
     """Luna's causal attention over whole sequences.
@@ -142,7 +145,7 @@ def causal_attention(
     Sums are taken in float32, products in the dtype of the inputs, which is one for all.
 
     Args:
-        query: q, scaled, (B, n, H d).
+        query: q, (B, n, H d).
         key: k, (B, n, H d).
         value: v, (B, n, H d); None where the keys are the values (tied).
         pack_key: c, (B, n, H d).
@@ -152,6 +155,9 @@ def causal_attention(
         activation: w, "softplus" (with base 2) or "elu" (plus 1).
         dropout: probability, below 1, of A_pack and of A_unpack.
         seed: of the dropout, from 0 to 2^31 - 1.
+        turn: of the dropout, (1,), in int32: added to the seed, read on the device, so that a CUDA graph draws anew at
+            every replay (default: 0). It is to stay as it is between a pass forward and its pass backward.
+        query_scale: what the products of queries and keys are multiplied by.
         launch: for tests (default: of `plan`).
 
     Returns:
@@ -174,4 +180,5 @@ def causal_attention(
     )
     query, key, pack_key, pack_query = (x.contiguous() for x in (query, key, pack_key, pack_query))
     value = None if value is None else value.contiguous()
-    return _CausalAttention.apply(query, key, value, pack_key, pack_query, hidden, decay, launch, dropout, seed)
+    draws = draws_of(dropout, seed, turn, query)
+    return _CausalAttention.apply(query, key, value, pack_key, pack_query, hidden, decay, launch, draws, query_scale)

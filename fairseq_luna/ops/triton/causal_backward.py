@@ -2,9 +2,9 @@
 
 With dy_t given, and R_j = sum_{t >= j} lambda^(t-j) 1/w_t q_t^T e_t, R'_j = sum_{t >= j} lambda^(t-j) 1/w_t u_t^T dy_t,
 
-    du_t = 1/w_t dy_t T_t^T      e_t = u_t (du_t - sum(u_t du_t))      dq_t = 1/w_t e_t S_t^T
-    da_j = k_j R_j + v_j R'_j^T  dz_j = da_j w'(z_j)                   dc_j = dz_j P
-    dk_j = a_j R_j^T             dv_j = a_j R'_j                       dP = sum_j dz_j^T c_j
+    du_t = 1/w_t dy_t T_t^T      e_t = scale u_t (du_t - sum(u_t du_t))  dq_t = 1/w_t e_t S_t^T
+    da_j = k_j R_j + v_j R'_j^T  dz_j = da_j w'(z_j)                     dc_j = dz_j P
+    dk_j = a_j R_j^T             dv_j = a_j R'_j                         dP = sum_j dz_j^T c_j
 
 Tied (k = v), dk and dv are one sum and R + R'^T one state. `causal.py` starts the kernels.
 """
@@ -25,6 +25,7 @@ from .blocks import (
     powers_inside,
     random_pairs,
     read_past,
+    seed_of_turn,
     softmax,
     store_rows,
     store_sum,
@@ -37,13 +38,14 @@ from .blocks import (
 @triton.jit(do_not_specialize=VARYING)
 def one_chunk_backward_kernel(
     q, k, v, c, p, hidden, decay, dy, dq, dk, dv, dc, dp,
-    n, slots, seed, threshold, scale,
+    query_scale, n, slots, seed, turn, threshold, rescale,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All gradients of a sentence and head of at most C positions."""
     group = tl.program_id(0)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
@@ -69,20 +71,20 @@ def one_chunk_backward_kernel(
     slope = tl.where(exists, activation_slope(z, ACTIVATION), 0.0)
     if DROPOUT:
         random, other = random_pairs(seed, group, t, L)
-        a = tl.where(random >= threshold, a * scale, 0.0)
-        slope = tl.where(random >= threshold, slope * scale, 0.0)
+        a = tl.where(random >= threshold, a * rescale, 0.0)
+        slope = tl.where(random >= threshold, slope * rescale, 0.0)
     a = a.to(dtype)
     qk = causal(dot(rows_q, tl.trans(rows_k), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
-    u = softmax(dot(qk, a, PRECISION) * share, visible)
+    u = softmax(dot(qk, a, PRECISION) * (share * query_scale), visible)
     yv = causal(dot(rows_dy, tl.trans(rows_v), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
     du = dot(yv, a, PRECISION) * share
     dropped = u
     if DROPOUT:
-        dropped = tl.where(other >= threshold, u * scale, 0.0)
-        du = tl.where(other >= threshold, du * scale, 0.0)
+        dropped = tl.where(other >= threshold, u * rescale, 0.0)
+        du = tl.where(other >= threshold, du * rescale, 0.0)
     # the products take them with 1/w_t
     dropped = (dropped * share).to(dtype)
-    e = (u * (du - tl.sum(u * du, axis=1)[:, None]) * share).to(dtype)
+    e = (u * (du - tl.sum(u * du, axis=1)[:, None]) * (share * query_scale)).to(dtype)
 
     ea = causal(dot(e, tl.trans(a), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
     store_rows(dq + base, t, n, ROW, dot(ea, rows_k, PRECISION), D)
@@ -105,7 +107,7 @@ def one_chunk_backward_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def front_kernel(
     q, k, v, c, p, hidden, decay, key_sums, value_sums, dy, dq, d_logits, dropped, key_after, value_after,
-    n, slots, seed, threshold, scale, segments, per_segment,
+    query_scale, n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, HIDDEN: tl.constexpr, SEGMENTED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -115,6 +117,7 @@ def front_kernel(
     segment, the sums of q_t^T e_t and dropped_t^T dy_t / w_t as they stand before it."""
     group, segment = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
@@ -151,14 +154,14 @@ def front_kernel(
         a = tl.where((t < n)[:, None] & exists[None, :], a, 0.0)
         if DROPOUT:
             random, other = random_pairs(seed, group, t, L)
-            a = tl.where(random >= threshold, a * scale, 0.0)
+            a = tl.where(random >= threshold, a * rescale, 0.0)
         a_half = a.to(dtype)
         share = 1 / total_weight((t + 1).to(tl.float32), rate, rest, DECAYING)
         known = total_weight((chunk * C).to(tl.float32), rate, rest, DECAYING)
         enter = known * power(rate, (place + 1).to(tl.float32))
         mean = (keys * (1 / known)).to(dtype)
         scores = causal(dot(rows_q, tl.trans(rows_k), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
-        u = softmax(read_past(rows_q, mean, scores, a_half, enter, share, False, PRECISION), visible)
+        u = softmax(read_past(rows_q, mean, scores, a_half, enter, share * query_scale, False, PRECISION), visible)
         scores = causal(dot(rows_dy, tl.trans(rows_v), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
         if TIED:
             du = read_past(rows_dy, mean, scores, a_half, enter, share, False, PRECISION)
@@ -166,9 +169,9 @@ def front_kernel(
             du = read_past(rows_dy, (values * (1 / known)).to(dtype), scores, a_half, enter, share, True, PRECISION)
         used = u
         if DROPOUT:
-            used = tl.where(other >= threshold, u * scale, 0.0)
-            du = tl.where(other >= threshold, du * scale, 0.0)
-        e = u * (du - tl.sum(u * du, axis=1)[:, None])
+            used = tl.where(other >= threshold, u * rescale, 0.0)
+            du = tl.where(other >= threshold, du * rescale, 0.0)
+        e = u * (du - tl.sum(u * du, axis=1)[:, None]) * query_scale
         e_half = e.to(dtype)
         scores = causal(dot(e_half, tl.trans(a_half), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
         store_rows(dq + base, t, n, ROW, read_past(e_half, mean, scores, rows_k, enter, share, True, PRECISION), D)
@@ -213,13 +216,14 @@ def front_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def rear_kernel(
     q, k, v, c, p, decay, dy, d_logits, dropped, key_after, value_after, dk, dv, dc, dp,
-    n, slots, seed, threshold, scale, segments, per_segment,
+    n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, SEGMENTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients that need what comes after: of k, v, c and p. From the last chunk of a segment to its first."""
     group, segment = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
@@ -263,8 +267,8 @@ def rear_kernel(
         slope = tl.where(here, activation_slope(z, ACTIVATION), 0.0)
         if DROPOUT:
             random, _ = random_pairs(seed, group, t, L)
-            a = tl.where(random >= threshold, a * scale, 0.0)
-            slope = tl.where(random >= threshold, slope * scale, 0.0)
+            a = tl.where(random >= threshold, a * rescale, 0.0)
+            slope = tl.where(random >= threshold, slope * rescale, 0.0)
         a = a.to(dtype)
         later = keys.to(dtype)
 

@@ -1,6 +1,6 @@
 """The causal attention's kernels forward: one program walks over a segment of a sentence and head, chunk by chunk.
 
-    logits_t = 1/w_t q_t S_t,   u_t = softmax(logits_t),   y_t = 1/w_t u_t T_t
+    logits_t = scale/w_t q_t S_t,   u_t = softmax(logits_t),   y_t = 1/w_t u_t T_t
 
 with the state S_t = sum_{j <= t} lambda^(t-j) k_j^T a_j, T_t = sum_{j <= t} lambda^(t-j) a_j^T v_j, on chip
 (tied: T = S^T), and a = w(c P^T). `causal.py` starts them and says what the letters mean.
@@ -21,6 +21,7 @@ from .blocks import (
     powers_inside,
     random_pairs,
     read_past,
+    seed_of_turn,
     softmax,
     store_rows,
     store_sum,
@@ -33,13 +34,14 @@ from .blocks import (
 @triton.jit(do_not_specialize=VARYING)
 def sums_kernel(
     k, v, c, p, decay, key_sums, value_sums,
-    n, slots, seed, threshold, scale, segments, per_segment,
+    n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums of k_j^T a_j and of a_j^T v_j over a segment, as they stand at its end."""
     group, segment = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
@@ -56,7 +58,7 @@ def sums_kernel(
         a = tl.where((t < n)[:, None] & exists[None, :], a, 0.0)
         if DROPOUT:
             random, _ = random_pairs(seed, group, t, L)
-            a = tl.where(random >= threshold, a * scale, 0.0)
+            a = tl.where(random >= threshold, a * rescale, 0.0)
         if DECAYING:
             across = power(rate, C * 1.0)
             keys *= across
@@ -74,7 +76,7 @@ def sums_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     q, k, v, c, p, hidden, decay, key_sums, value_sums, out,
-    n, slots, seed, threshold, scale, segments, per_segment,
+    query_scale, n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, HIDDEN: tl.constexpr, SEGMENTED: tl.constexpr,
     WALK: tl.constexpr, PRECISION: tl.constexpr,
@@ -82,6 +84,7 @@ def forward_kernel(
     """y of a segment of a sentence and head, chunk by chunk. Without WALK there is one chunk, and no state."""
     group, segment = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
@@ -113,7 +116,7 @@ def forward_kernel(
         a = tl.where((t < n)[:, None] & exists[None, :], a, 0.0)
         if DROPOUT:
             random, other = random_pairs(seed, group, t, L)
-            a = tl.where(random >= threshold, a * scale, 0.0)
+            a = tl.where(random >= threshold, a * rescale, 0.0)
         a_half = a.to(dtype)
         share = 1 / total_weight((t + 1).to(tl.float32), rate, rest, DECAYING)
         scores = causal(dot(rows_q, tl.trans(rows_k), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
@@ -121,12 +124,12 @@ def forward_kernel(
             known = total_weight((chunk * C).to(tl.float32), rate, rest, DECAYING)
             enter = known * power(rate, (place + 1).to(tl.float32))
             mean = (keys * (1 / known)).to(dtype)
-            logits = read_past(rows_q, mean, scores, a_half, enter, share, False, PRECISION)
+            logits = read_past(rows_q, mean, scores, a_half, enter, share * query_scale, False, PRECISION)
         else:
-            logits = dot(scores, a_half, PRECISION) * share[:, None]
+            logits = dot(scores, a_half, PRECISION) * (share * query_scale)[:, None]
         u = softmax(logits, visible)
         if DROPOUT:
-            u = tl.where(other >= threshold, u * scale, 0.0)
+            u = tl.where(other >= threshold, u * rescale, 0.0)
         u_half = u.to(dtype)
         scores = causal(dot(u_half, tl.trans(a_half), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
         if WALK:

@@ -92,9 +92,10 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def dropped(p: float) -> Tuple[int, float]:
-    """The 24-bit number below which an element is dropped, and the scale of the others."""
-    return int(p * 2**24), 1 / (1 - p)
+def draws_of(p: float, seed: int, turn: Optional[Tensor], like: Tensor) -> Tuple[int, Tensor, int, float]:
+    """What a kernel drops by: seed, turn, the 24-bit number below which an element goes, the scale of the others."""
+    turn = like.new_zeros(1, dtype=torch.int32) if turn is None else turn
+    return seed, turn, int(p * 2**24), 1 / (1 - p)
 
 
 def as_bytes(mask: Any, instead: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Pack (arXiv 2106.01540, section 3.1) in one kernel forward and one backward, its Gaussian bias made on the way.
 
-    Y_P = dropout(softmax_j(P K^T + bias)) V          l rows of a context of m positions j
+    Y_P = dropout(softmax_j(scale P K^T + bias)) V          l rows of a context of m positions j
     bias_ij = max(-30, -|gamma_h| (x_j - c_i - s_h)^2)          c_i = i + 1/2, the centre of slot i
 
 A program walks over a part of a context with the largest logit and the sum of exponentials of each slot, and its mean
@@ -23,10 +23,11 @@ from .blocks import (
     load_rows,
     load_slots,
     random_pairs,
+    seed_of_turn,
     store_bias_gradients,
     store_rows,
 )
-from .launch import Launch, as_bytes, bias_gradients, dropped, plan_rows
+from .launch import Launch, as_bytes, bias_gradients, draws_of, plan_rows
 
 
 @triton.jit
@@ -53,13 +54,14 @@ def load_tokens(padding, batch, t, n, PADDED: tl.constexpr):
 @triton.jit(do_not_specialize=VARYING)
 def pack_kernel(
     p, k, v, padding, positions, sharpness, shifts, out, lse, partial, extents,
-    n, slots, seed, threshold, scale, splits, per_split,
+    query_scale, n, slots, seed, turn, threshold, rescale, splits, per_split,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BIAS: tl.constexpr, PADDED: tl.constexpr,
     DROPOUT: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of a part of the context: the largest logit and the sum of exponentials of each slot, and its mean of values."""
     group, split = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     of_slots = batch * slots * ROW + head * D
@@ -71,7 +73,7 @@ def pack_kernel(
     for i in range(0, per_split):
         t = (split * per_split + i) * C + tl.arange(0, C)
         # (L, C): slots are rows
-        logits = dot(queries, tl.trans(load_rows(k + base, t, n, ROW, D)), PRECISION)
+        logits = dot(queries, tl.trans(load_rows(k + base, t, n, ROW, D)), PRECISION) * query_scale
         if BIAS:
             offset = load_offsets(positions + batch * n, t, n, shift, L)
             logits += tl.trans(tl.maximum(-gamma * offset * offset, -30.0))
@@ -82,7 +84,7 @@ def pack_kernel(
         total = total * fade + tl.sum(weights, axis=1)
         if DROPOUT:
             random, _ = random_pairs(seed, group, t, L)
-            weights = tl.where(tl.trans(random) >= threshold, weights * scale, 0.0)
+            weights = tl.where(tl.trans(random) >= threshold, weights * rescale, 0.0)
         mean = mean * fade[:, None]
         mean = dot(weights.to(queries.dtype), load_rows(v + base, t, n, ROW, D), PRECISION, mean)
         largest = now
@@ -121,13 +123,14 @@ def pack_join_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def pack_backward_kernel(
     p, k, v, padding, positions, sharpness, shifts, out, lse, dy, dk, dv, dp, d_bias,
-    n, slots, seed, threshold, scale, splits, per_split,
+    query_scale, n, slots, seed, turn, threshold, rescale, splits, per_split,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, BIAS: tl.constexpr,
     PADDED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Of a part of the context: dk and dv, and the part's share of dp, dgamma and dshift."""
     group, split = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     of_slots = batch * slots * ROW + head * D
@@ -150,7 +153,7 @@ def pack_backward_kernel(
             rows_v = rows_k
         else:
             rows_v = load_rows(v + base, t, n, ROW, D)
-        logits = dot(rows_k, tl.trans(queries), PRECISION)
+        logits = dot(rows_k, tl.trans(queries), PRECISION) * query_scale
         if BIAS:
             offset = load_offsets(positions + batch * n, t, n, shift, L)
             bias = -gamma * offset * offset
@@ -161,14 +164,14 @@ def pack_backward_kernel(
         dropped = weights
         if DROPOUT:
             random, _ = random_pairs(seed, group, t, L)
-            dropped = tl.where(random >= threshold, weights * scale, 0.0)
-            d_weights = tl.where(random >= threshold, d_weights * scale, 0.0)
+            dropped = tl.where(random >= threshold, weights * rescale, 0.0)
+            d_weights = tl.where(random >= threshold, d_weights * rescale, 0.0)
         d_logits = weights * (d_weights - along[None, :])
         if BIAS:
             slope = tl.where(bias > -30.0, d_logits * offset, 0.0)
             d_gamma -= tl.sum(slope * offset, axis=0) * sign
             d_shift += tl.sum(slope, axis=0) * 2 * gamma
-        d_half = d_logits.to(queries.dtype)
+        d_half = (d_logits * query_scale).to(queries.dtype)
         d_keys = dot(d_half, queries, PRECISION)
         if TIED:
             d_keys = dot(dropped.to(queries.dtype), rows_dy, PRECISION, d_keys)
@@ -185,11 +188,11 @@ def pack_backward_kernel(
 
 class _Pack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, p, k, v, padding, positions, sharpness, shifts, launch, p_dropout, seed):
+    def forward(ctx, p, k, v, padding, positions, sharpness, shifts, launch, draws, query_scale):
         _, splits, per_split, padded_slots, options = launch
         batch, n, _ = k.shape
         slots, dim, groups = p.size(1), options["D"], batch * options["HEADS"]
-        numbers = (n, slots, seed, *dropped(p_dropout), splits, per_split)
+        numbers = (query_scale, n, slots, *draws, splits, per_split)
         bias = (p, p, p) if positions is None else (positions, sharpness, shifts)
         out = torch.empty_like(p)
         lse = k.new_empty(groups, padded_slots, dtype=torch.float32)
@@ -206,6 +209,7 @@ class _Pack(torch.autograd.Function):
                 partial, extents, out, lse, slots, splits, HEADS=options["HEADS"], L=padded_slots, D=dim
             )
         ctx.save_for_backward(p, k, v, padding, positions, sharpness, shifts, out, lse)
+        # with the turn, which may change in place: save_for_backward would refuse that
         ctx.launch, ctx.numbers = launch, numbers
         return out
 
@@ -243,6 +247,8 @@ def pack(
     shift: Optional[Tensor] = None,
     dropout: float = 0.0,
     seed: int = 0,
+    turn: Optional[Tensor] = None,
+    query_scale: float = 1.0,
     launch: Optional[Launch] = None,
 ) -> Tensor:
     """Packs a context into slots.
@@ -250,7 +256,7 @@ def pack(
     Sums are taken in float32, products in the dtype of the inputs, which is one for all but the bias.
 
     Args:
-        query: of P, scaled, (B, l, H d).
+        query: of P, (B, l, H d).
         key: of the context, (B, m, H d).
         value: (B, m, H d); None where the keys are the values (tied).
         heads: H.
@@ -260,6 +266,9 @@ def pack(
         shift: s, (H,).
         dropout: probability, below 1, of the weights.
         seed: of the dropout, from 0 to 2^31 - 1.
+        turn: of the dropout, (1,), in int32: added to the seed, read on the device, so that a CUDA graph draws anew at
+            every replay (default: 0). It is to stay as it is between a pass forward and its pass backward.
+        query_scale: what the products of queries and keys are multiplied by.
         launch: for tests (default: of `plan_rows`).
 
     Returns:
@@ -271,4 +280,5 @@ def pack(
     )
     query, key = query.contiguous(), key.contiguous()
     value = None if value is None else value.contiguous()
-    return _Pack.apply(query, key, value, padding, positions, sharpness, shift, launch, dropout, seed)
+    draws = draws_of(dropout, seed, turn, query)
+    return _Pack.apply(query, key, value, padding, positions, sharpness, shift, launch, draws, query_scale)

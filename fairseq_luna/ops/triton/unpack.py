@@ -1,6 +1,6 @@
 """Unpack (arXiv 2106.01540, section 3.1) in one kernel forward and one backward, its Gaussian bias made on the way.
 
-    Y_X = dropout(softmax_i(X K^T + bias^T)) V          n rows, of l slots i
+    Y_X = dropout(softmax_i(scale X K^T + bias^T)) V          n rows, of l slots i
 
 Keys and values of the slots stay on chip, a program walks over a part of the rows. Letters as in `causal.py`, the bias
 as in `pack.py`.
@@ -21,24 +21,26 @@ from .blocks import (
     load_rows,
     load_slots,
     random_pairs,
+    seed_of_turn,
     softmax,
     store_bias_gradients,
     store_rows,
     visible_slots,
 )
-from .launch import Launch, as_bytes, bias_gradients, dropped, plan_rows
+from .launch import Launch, as_bytes, bias_gradients, draws_of, plan_rows
 
 
 @triton.jit(do_not_specialize=VARYING)
 def unpack_kernel(
     x, k, v, hidden, positions, sharpness, shifts, out, k_h, k_l,
-    n, slots, seed, threshold, scale, splits, per_split,
+    query_scale, n, slots, seed, turn, threshold, rescale, splits, per_split,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BIAS: tl.constexpr, HIDDEN: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Y_X of a part of the rows."""
     group, split = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     of_slots = batch * slots * ROW + head * k_h
@@ -48,27 +50,28 @@ def unpack_kernel(
     gamma, sign, shift = bias_of_head(sharpness, shifts, head, BIAS)
     for i in range(0, per_split):
         t = (split * per_split + i) * C + tl.arange(0, C)
-        logits = dot(load_rows(x + base, t, n, ROW, D), tl.trans(keys), PRECISION)
+        logits = dot(load_rows(x + base, t, n, ROW, D), tl.trans(keys), PRECISION) * query_scale
         if BIAS:
             offset = load_offsets(positions + batch * n, t, n, shift, L)
             logits += tl.maximum(-gamma * offset * offset, -30.0)
         weights = softmax(logits, visible)
         if DROPOUT:
             random, _ = random_pairs(seed, group, t, L)
-            weights = tl.where(random >= threshold, weights * scale, 0.0)
+            weights = tl.where(random >= threshold, weights * rescale, 0.0)
         store_rows(out + base, t, n, ROW, dot(weights.to(keys.dtype), values, PRECISION), D)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def unpack_backward_kernel(
     x, k, v, hidden, positions, sharpness, shifts, dy, dx, dk, dv, d_bias, k_h, k_l,
-    n, slots, seed, threshold, scale, splits, per_split,
+    query_scale, n, slots, seed, turn, threshold, rescale, splits, per_split,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, BIAS: tl.constexpr,
     HIDDEN: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dx of a part of the rows, and the part's share of dk, dv, dgamma and dshift."""
     group, split = tl.program_id(0), tl.program_id(1)
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
+    seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
     base = batch * n * ROW + head * D
     of_slots = batch * slots * ROW + head * k_h
@@ -86,7 +89,7 @@ def unpack_backward_kernel(
     for i in range(0, per_split):
         t = (split * per_split + i) * C + tl.arange(0, C)
         rows_x, rows_dy = load_rows(x + base, t, n, ROW, D), load_rows(dy + base, t, n, ROW, D)
-        logits = dot(rows_x, tl.trans(keys), PRECISION)
+        logits = dot(rows_x, tl.trans(keys), PRECISION) * query_scale
         if BIAS:
             offset = load_offsets(positions + batch * n, t, n, shift, L)
             bias = -gamma * offset * offset
@@ -96,14 +99,14 @@ def unpack_backward_kernel(
         dropped = weights
         if DROPOUT:
             random, _ = random_pairs(seed, group, t, L)
-            dropped = tl.where(random >= threshold, weights * scale, 0.0)
-            d_weights = tl.where(random >= threshold, d_weights * scale, 0.0)
+            dropped = tl.where(random >= threshold, weights * rescale, 0.0)
+            d_weights = tl.where(random >= threshold, d_weights * rescale, 0.0)
         d_logits = weights * (d_weights - tl.sum(weights * d_weights, axis=1)[:, None])
         if BIAS:
             slope = tl.where((bias > -30.0) & (t < n)[:, None], d_logits * offset, 0.0)
             d_gamma -= tl.sum(slope * offset, axis=0) * sign
             d_shift += tl.sum(slope, axis=0) * 2 * gamma
-        d_half = d_logits.to(keys.dtype)
+        d_half = (d_logits * query_scale).to(keys.dtype)
         store_rows(dx + base, t, n, ROW, dot(d_half, keys, PRECISION), D)
         # rows behind the end have x = dy = 0
         d_keys = dot(tl.trans(d_half), rows_x, PRECISION, d_keys)
@@ -123,10 +126,10 @@ def unpack_backward_kernel(
 
 class _Unpack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, k, v, hidden, positions, sharpness, shifts, launch, p_dropout, seed):
+    def forward(ctx, x, k, v, hidden, positions, sharpness, shifts, launch, draws, query_scale):
         splits, options = launch.parts, launch.options
         batch, heads, slots, _ = k.shape
-        numbers = (*k.stride()[1:3], x.size(1), slots, seed, *dropped(p_dropout), splits, launch.per_part)
+        numbers = (*k.stride()[1:3], query_scale, x.size(1), slots, *draws, splits, launch.per_part)
         bias = (x, x, x) if positions is None else (positions, sharpness, shifts)
         out = torch.empty_like(x)
         unpack_kernel[(batch * heads, splits)](
@@ -134,6 +137,7 @@ class _Unpack(torch.autograd.Function):
             HIDDEN=hidden is not None, **options,
         )  # fmt: skip
         ctx.save_for_backward(x, k, v, hidden, positions, sharpness, shifts)
+        # with the turn, which may change in place: save_for_backward would refuse that
         ctx.launch, ctx.numbers = launch, numbers
         return out
 
@@ -185,6 +189,8 @@ def unpack(
     shift: Optional[Tensor] = None,
     dropout: float = 0.0,
     seed: int = 0,
+    turn: Optional[Tensor] = None,
+    query_scale: float = 1.0,
     launch: Optional[Launch] = None,
 ) -> Tensor:
     """Every position reads the slots.
@@ -192,7 +198,7 @@ def unpack(
     Sums are taken in float32, products in the dtype of the inputs, which is one for all but the bias.
 
     Args:
-        query: of X, scaled, (B, n, H d).
+        query: of X, (B, n, H d).
         key: of Y_P, (B, H, l, d).
         value: (B, H, l, d); None where the keys are the values (tied).
         hidden: (B, l), True where a slot is not used; of each row at least one is.
@@ -201,6 +207,9 @@ def unpack(
         shift: s, (H,).
         dropout: probability, below 1, of the weights.
         seed: of the dropout, from 0 to 2^31 - 1.
+        turn: of the dropout, (1,), in int32: added to the seed, read on the device, so that a CUDA graph draws anew at
+            every replay (default: 0). It is to stay as it is between a pass forward and its pass backward.
+        query_scale: what the products of queries and keys are multiplied by.
         launch: for tests (default: of `plan_rows`).
 
     Returns:
@@ -212,4 +221,5 @@ def unpack(
     )
     if not _laid_out(key, value):
         key, value = key.contiguous(), None if value is None else value.contiguous()
-    return _Unpack.apply(query.contiguous(), key, value, hidden, positions, sharpness, shift, launch, dropout, seed)
+    query, draws = query.contiguous(), draws_of(dropout, seed, turn, query)
+    return _Unpack.apply(query, key, value, hidden, positions, sharpness, shift, launch, draws, query_scale)
