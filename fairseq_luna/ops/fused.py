@@ -103,7 +103,7 @@ def unpack(
     return dispatch.attempt("unpack", kind, call, query, key, value, sharpness, shift)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=None)  # a CUDA graph may read it
 def _in_float32(decay: Tensor) -> Tensor:
     """Made once: the layers of a model have one tensor of decays."""
     with torch.inference_mode(False):  # or it would be of no use in training
