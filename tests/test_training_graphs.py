@@ -45,7 +45,8 @@ def loss_of(model, source, prev):
 
 
 def train(model, batches, updates=12, update_freq=1, lr=0.05):
-    """Losses of updates on batches in turn, as fairseq makes them."""
+    """Losses of updates on batches in turn, as fairseq makes them. Each is held until the next is there, and with it
+    what adds up the gradients, as DDP holds that."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     losses = []
     for i in range(updates):

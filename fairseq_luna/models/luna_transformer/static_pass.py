@@ -1,8 +1,10 @@
 """Forward and backward pass of a stack in fixed shapes and memory of their own, so that CUDA graphs can hold them."""
 
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 Inputs = Sequence[Optional[Tensor]]
@@ -30,18 +32,21 @@ class StaticPass:
     Args:
         function: of the inputs, to one tensor.
         inputs: for their shapes; those that require gradients get some. What is None stays so.
-        parameters: that the function reads, of one dtype.
+        modules: whose parameters the function reads, all of one dtype.
         arena: where the inputs, the result and all gradients stand.
     """
 
-    def __init__(self, function: Callable[..., Tensor], inputs: Inputs, parameters: List[Tensor], arena: Arena):
-        self.function, self.arena = function, arena
+    def __init__(self, function: Callable[..., Tensor], inputs: Inputs, modules: List[nn.Module], arena: Arena):
+        self.function, self.modules, self.arena = function, modules, arena
         self.inputs = [
             None if x is None else arena.take(f"input {i}", x).requires_grad_(x.requires_grad)
             for i, x in enumerate(inputs)
         ]
-        self.wanted = [x for x in self.inputs if x is not None and x.requires_grad] + parameters
-        self.parameters = parameters
+        self.parameters = trained(modules)
+        # In a capture they stand for the parameters: what adds up the gradients of those belongs to another stream as
+        # long as somebody holds it, such as DDP or the loss of the update before.
+        self.aliases = [x.detach().requires_grad_() for x in self.parameters]
+        self.wanted = [x for x in self.inputs if x is not None and x.requires_grad] + self.aliases
         # in place of which captured graphs may stand
         self.run_forward: Callable[[], None] = self.compute
         self.run_backward: Callable[[], None] = self.differentiate
@@ -77,7 +82,7 @@ class StaticPass:
 
     def compute(self) -> None:
         """The function, with what its gradients need."""
-        with torch.enable_grad():
+        with torch.enable_grad(), replaced(self.modules, dict(zip(self.parameters, self.aliases))):
             self.made = self.function(*self.inputs)
         made = self.made.detach()
         if self.out is None:
@@ -103,3 +108,23 @@ class StaticPass:
         parts = self.flat.split([x.numel() for x in self.parameters])
         places += [part.view_as(x) for part, x in zip(parts, self.parameters)]
         self.gradients = [None if gradient is None else place for place, gradient in zip(places, found)]
+
+
+def trained(modules: List[nn.Module]) -> List[Tensor]:
+    """The parameters of modules that get gradients."""
+    return [x for module in modules for x in module.parameters() if x.requires_grad]
+
+
+@contextmanager
+def replaced(modules: List[nn.Module], others: Dict[Any, Tensor]) -> Iterator[None]:
+    """Other tensors in place of parameters, for a while."""
+    owners: List[Dict[str, Any]] = [part._parameters for module in modules for part in module.modules()]
+    places = [(own, name) for own in owners for name in own]
+    before = [own[name] for own, name in places]
+    try:
+        for (own, name), parameter in zip(places, before):
+            own[name] = others.get(parameter, parameter)
+        yield
+    finally:
+        for (own, name), parameter in zip(places, before):
+            own[name] = parameter

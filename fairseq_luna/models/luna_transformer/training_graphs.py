@@ -21,7 +21,7 @@ from ...modules.layer import Layer
 from ...modules.slot_info import SlotInfo
 from ...ops import dispatch
 from .capture import SWITCH, can_capture, record
-from .static_pass import Arena, Inputs, StaticPass
+from .static_pass import Arena, Inputs, StaticPass, trained
 from .static_step import upwards
 
 COMMON = 3  # a shape that has come so many times is captured when it comes again
@@ -63,7 +63,7 @@ class TrainingGraphs:
     def __init__(self, model: Any, capture: bool = True):
         self.model, self.capture = model, capture
         self.places = _places(model)
-        self.parameters = [x for x in _parameters(model) if x.requires_grad]
+        self.parameters = trained(_stacks(model))
         self.passes: Dict[Shape, StaticPass] = {}
         self.seen: Counter[Shape] = Counter()
         self.most = MOST
@@ -142,7 +142,7 @@ class TrainingGraphs:
 
     def capture_pass(self, inputs: Inputs) -> Optional[StaticPass]:
         """Graphs for inputs of these shapes; None where capturing fails, and from then on none is tried."""
-        made = StaticPass(self.carry, inputs, self.parameters, self.arena)
+        made = StaticPass(self.carry, inputs, _stacks(self.model), self.arena)
         if not self.capture:
             return made
 
