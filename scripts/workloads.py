@@ -244,8 +244,8 @@ def encoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
     lengths = torch.full((rows,), sizes["length"], device=device)
 
     def encode() -> Any:
-        if hasattr(encoder, "encode"):  # Luna's, without what its decoder would read
-            return encoder.encode(tokens).out.mean(dim=1)
+        if hasattr(encoder, "represent"):  # Luna's, without what its decoder would read
+            return encoder.represent(tokens).mean(dim=1)
         return encoder(tokens, src_lengths=lengths)["encoder_out"][0].mean(dim=0)
 
     head = torch.nn.Linear(sizes["dim"], 2).to(device, dtype_of(sizes))
@@ -257,4 +257,4 @@ def encoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
         for parameter in parameters:
             parameter.grad = None
 
-    return Job(step, tokens.numel())
+    return Job(step, tokens.numel(), first=6 if device.type == "cuda" else 1)

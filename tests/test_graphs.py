@@ -16,7 +16,8 @@ from tiny import PAD, VARIANTS, build, sentences, sharpen, targets
 from tiny import generation_of_a_command as generation
 
 from fairseq_luna.models.luna_transformer.graphs import Graphs
-from fairseq_luna.models.luna_transformer.static_step import StaticStep, some
+from fairseq_luna.models.luna_transformer.static_step import StaticStep
+from fairseq_luna.models.sizes import some
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHOSEN = {name: settings for name, settings in VARIANTS.items() if settings.get("decoder_self_attention") != "softmax"}

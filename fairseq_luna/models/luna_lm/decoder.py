@@ -1,6 +1,6 @@
 """The decoder of the language model: causal Luna layers that read a learned P."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -11,8 +11,11 @@ from ...modules.decoder_layer import Source
 from ...modules.head_projection import HeadProjection
 from ...modules.layer import at_work, draw_layers
 from ...modules.source_layer import SourceView
+from ...modules.step import Step
 from ..build import decoder_layer
+from ..static_pass import Inputs
 from ..token_decoder import TokenDecoder
+from ..training_graphs import Stack, TrainingGraphs, allowed, renewed, trains
 
 
 class LunaLMDecoder(TokenDecoder):
@@ -35,6 +38,8 @@ class LunaLMDecoder(TokenDecoder):
         projections = (HeadProjection(dim, dim, heads, is_query=True) for _ in range(cfg.decoder_layers))
         self.pack_queries = nn.ModuleList(projections)
         self.layerdrop = cfg.decoder_layerdrop
+        self.captured = allowed(cfg)
+        self.graphs: Optional[TrainingGraphs] = None
 
     def forward(
         self,
@@ -60,6 +65,9 @@ class LunaLMDecoder(TokenDecoder):
             Logits (B, n, V), or features (B, n, D), and a dictionary with `inner_states`, X before the first and after
             each layer at work, (n, B, D) each, and `attn`: [None].
         """
+        features = self.replay(prev_output_tokens) if incremental_state is None and not features_only else None
+        if features is not None:
+            return self.output_layer(features), {"attn": [None], "inner_states": []}
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
         return (x if features_only else self.output_layer(x)), extra
 
@@ -77,20 +85,47 @@ class LunaLMDecoder(TokenDecoder):
         drawn: Optional[List[int]] = None
         if self.layerdrop > 0 and self.training:
             drawn = draw_layers(len(self.layers), self.layerdrop)
-        states, queries = [x], self.queries(drawn, incremental_state)
+        x, states = self.carry(x, self.queries(drawn, incremental_state), drawn, step)
+        return x, {"attn": [None], "inner_states": [state.transpose(0, 1) for state in states]}
+
+    def carry(
+        self, x: Tensor, queries: Iterable[Tensor], drawn: Optional[List[int]] = None, step: Optional[Step] = None
+    ) -> Tuple[Tensor, List[Tensor]]:
+        """X (B, n, D) and P_i of all layers, or of those at work -> features, and X before the first and after each."""
+        states = [x]
         for layer, query in zip(at_work(self.layers, drawn), queries):
             x, _ = layer(x, Source(), SourceView(causal_query=query.expand(len(x), -1, -1, -1)), step)
             states.append(x)
-        if self.layer_norm is not None:
-            x = self.layer_norm(x)
-        return x, {"attn": [None], "inner_states": [state.transpose(0, 1) for state in states]}
+        return (x if self.layer_norm is None else self.layer_norm(x)), states
+
+    def replay(self, tokens: Tensor) -> Optional[Tensor]:
+        """Features (B, n, D) of a batch in training by a graph, or None where there is none."""
+        if not (self.captured and trains(self)):
+            return None
+        self.graphs = renewed(self.graphs, self.stack())
+        return None if self.graphs is None else self.graphs.features(tokens)
+
+    def stack(self) -> Stack:
+        """What is captured of a training: all layers."""
+
+        def enter(tokens: Tensor) -> Inputs:
+            return [self.embed(tokens, None), self.packed()]
+
+        def carry(x: Tensor, packed: Tensor) -> Tensor:
+            return self.carry(x, (project(packed) for project in self.pack_queries))[0]
+
+        parts = [part for part in (self.pack_queries, self.layers, self.layer_norm) if part is not None]
+        return Stack(parts, enter, carry, [self.dictionary])
+
+    def packed(self) -> Tensor:
+        """P, (1, l, D), without positions: a slot is told from another by what it learns."""
+        return (self.embed_scale * self.packed_embedding).unsqueeze(0)
 
     def queries(self, drawn: Optional[List[int]], incremental_state: Optional[Dict[Any, Any]]) -> Tuple[Tensor, ...]:
         """P_i of each layer at work, (1, H, l, d); kept for all steps of a decoding."""
         if incremental_state is not None and self in incremental_state:
             return incremental_state[self]
-        # without positions: a slot is told from another by what it learns
-        packed = (self.embed_scale * self.packed_embedding).unsqueeze(0)
+        packed = self.packed()
         queries = tuple(project(packed) for project in at_work(self.pack_queries, drawn))
         if incremental_state is not None:
             incremental_state[self] = queries

@@ -15,6 +15,8 @@ from ...modules.layer import at_work, draw_layers
 from ...modules.slot_info import SlotInfo
 from ...ops.slots import slot_positions
 from ..build import encoder_layer
+from ..static_pass import Inputs
+from ..training_graphs import Stack, TrainingGraphs, allowed, renewed, trains
 from .config import has_packed
 
 
@@ -89,6 +91,8 @@ class LunaEncoder(FairseqEncoder):
             if packed_is_read:
                 self.packed_layer_norm = LayerNorm(dim, export=cfg.export)
         self.layerdrop = cfg.encoder_layerdrop
+        self.captured = allowed(cfg)
+        self.graphs: Optional[TrainingGraphs] = None
 
     def embed(self, src_tokens: Tensor) -> Tensor:
         """Tokens (B, n) -> X of the first layer, (B, n, D)."""
@@ -118,6 +122,30 @@ class LunaEncoder(FairseqEncoder):
         # attention without a mask is faster
         hidden = slots.padding if slots.padding is not None and slots.padding.any() else None
         return self.carry(x, packed, padding if padding.any() else None, slots._replace(padding=hidden))
+
+    def represent(self, src_tokens: Tensor) -> Tensor:
+        """Tokens (B, n) -> the last X alone, (B, n, D); raises as `encode` does."""
+        x = None
+        if self.captured and trains(self):
+            self.graphs = renewed(self.graphs, self.stack())
+            x = None if self.graphs is None else self.graphs.features(src_tokens)
+        return self.encode(src_tokens).out if x is None else x
+
+    def stack(self) -> Stack:
+        """What is captured for `represent`."""
+
+        def enter(src_tokens: Tensor) -> Inputs:
+            x, packed, padding, slots = self.enter(src_tokens)
+            return [x, packed, padding, *slots]
+
+        def carry(x: Tensor, packed: Optional[Tensor], padding: Tensor, *slots: Optional[Tensor]) -> Tensor:
+            return self.carry(x, packed, padding, SlotInfo(*slots)).out
+
+        return Stack(self.parts(), enter, carry, [self.dictionary])
+
+    def parts(self) -> List[nn.Module]:
+        """What `carry` runs."""
+        return [part for part in (self.layers, self.layer_norm, self.packed_layer_norm) if part is not None]
 
     def enter(self, src_tokens: Tensor) -> Tuple[Tensor, Optional[Tensor], Tensor, SlotInfo]:
         """Tokens (B, n) -> X (B, n, D) and P (B, l', D) of the first layer, the mask (B, n), and what is known of the

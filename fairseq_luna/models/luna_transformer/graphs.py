@@ -17,9 +17,10 @@ from torch import Tensor
 from ...modules.causal_attention import LunaCausalAttention
 from ...modules.source_layer import SourceView
 from ...ops.causal.attention import CausalState
-from .capture import SWITCH, can_capture, record
+from ..capture import SWITCH, can_capture, record
+from ..sizes import some
 from .source import EncodedSource
-from .static_step import Shape, StaticStep, some
+from .static_step import Shape, StaticStep
 
 MOST_STEPS = 16  # that are kept for later batches
 MOST_BYTES = 4 << 30  # of their memory

@@ -11,17 +11,19 @@ from torch import Tensor
 
 from ...modules.linear import prepare_for_generation
 from ...modules.quant_noise import add_noise
+from ...modules.slot_info import SlotInfo
 from ..checkpoints import LoadsPruned
 from ..checks import check_cutoffs
 from ..pruning import forget_unread_norms, prune_layers
 from ..registration import register
+from ..static_pass import Inputs
+from ..training_graphs import Stack, TrainingGraphs, renewed, trains
 from .architectures import CONFIGS
 from .checks import checked
 from .config import LunaTransformerConfig
 from .decoder import LunaDecoder
 from .memory import LunaTransformerEncoder
 from .reference_names import rename_reference_parameters
-from .training_graphs import TrainingGraphs
 
 
 @register_model("luna_transformer", dataclass=LunaTransformerConfig)
@@ -31,7 +33,7 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
     arch = "luna_transformer"
     inference_precision = "fp32"
     full_context_alignment = False  # fairseq looks here whether alignments need a pass of their own
-    graphs: Optional[TrainingGraphs] = None
+    graphs: Optional[TrainingGraphs] = None  # of its training
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -103,15 +105,27 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
     def replay(self, source: Tensor, target: Tensor) -> Optional[Tensor]:
         """Features (B, n, D) of a batch in training by a graph; None where there is none, or more than them is read."""
         encoder, decoder = self.encoder, self.decoder
-        asked = bool(decoder.need_attn) or encoder.packs_in_training or torch.is_autocast_enabled()
-        training = self.training and encoder.training and decoder.training and torch.is_grad_enabled()
-        if asked or not training:
+        asked = bool(decoder.need_attn) or encoder.packs_in_training
+        if asked or not (encoder.captured and trains(self, encoder, decoder)):
             return None
-        if self.graphs is not None and self.graphs.is_stale():
-            self.graphs = None
-        if self.graphs is None and TrainingGraphs.suit(self):
-            self.graphs = TrainingGraphs(self)
+        self.graphs = renewed(self.graphs, self.stack())
         return None if self.graphs is None else self.graphs.features(source, target)
+
+    def stack(self) -> Stack:
+        """What is captured of a training: all layers."""
+        encoder, decoder = self.encoder, self.decoder
+
+        def enter(source: Tensor, target: Tensor) -> Inputs:
+            x, packed, padding, slots = encoder.enter(source)
+            return [x, packed, decoder.embed(target, None), padding, *slots]
+
+        def carry(x: Tensor, packed: Optional[Tensor], y: Tensor, padding: Tensor, *slots: Optional[Tensor]) -> Tensor:
+            encoded = encoder.carry(x, packed, padding, SlotInfo(*slots))
+            features, _, _ = decoder.carry(y, encoder.source_of(encoded, padding))
+            return features
+
+        parts = [part for part in (encoder.memory, decoder.layers, decoder.layer_norm) if part is not None]
+        return Stack(encoder.parts() + parts, enter, carry, [encoder.dictionary, decoder.dictionary])
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Called by fairseq before generating; leaves out what this generation does not read.

@@ -10,6 +10,7 @@ from ...modules.softmax_attention import CrossAttention, SourceState
 from ...modules.source_layer import SourceView
 from ...ops.causal.attention import CausalState
 from ...ops.precision import accumulation_dtype
+from ..sizes import some, upwards
 from .source import EncodedSource
 
 
@@ -37,17 +38,6 @@ class Shape(NamedTuple):
         assert query is not None
         positions = source.out.size(1) if key is None else 0
         return Shape(some(len(source.padding)), beams, upwards(query.size(2), 16), upwards(positions, 64), query.dtype)
-
-
-def some(sentences: int) -> int:
-    """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...: at most a quarter more."""
-    step = max(1, 1 << max(0, (sentences - 1).bit_length() - 3))
-    return upwards(sentences, step)
-
-
-def upwards(n: int, step: int) -> int:
-    """The next multiple of a step."""
-    return -(-n // step) * step
 
 
 class StaticStep:

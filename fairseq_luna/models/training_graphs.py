@@ -1,0 +1,208 @@
+"""Training by CUDA graphs: all layers forward are one launch, and all backward another.
+
+Launched one by one, their kernels keep a GPU waiting for the host at common sizes of a batch. Batches are padded to a
+few shapes. A shape that has come several times is captured, and replayed from then on. Some updates run without graphs:
+with layers that are drawn or computed again, quantisation noise, attention that is read, autocast, or hooks of modules,
+and where the gradients of another batch are still to be made. Dropout draws other numbers than without graphs.
+FAIRSEQ_LUNA_GRAPHS=0 in the environment turns them off.
+"""
+
+import warnings
+import weakref
+from collections import Counter
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from fairseq.data import Dictionary
+from fairseq.distributed import FullyShardedDataParallel
+from torch import Tensor
+
+from ..ops import dispatch
+from .capture import SWITCH, can_capture, record
+from .sizes import many, upwards
+from .static_pass import Arena, Inputs, StaticPass, trained
+
+COMMON = 3  # a shape that has come so many times is captured when it comes again
+MOST = 64  # shapes
+PREVENTING = ("checkpoint_activations", "quant_noise_pq", "encoder_layerdrop", "decoder_layerdrop")
+
+Shape = Tuple[int, ...]  # sentences, and the length of each batch of tokens
+
+
+class Stack(NamedTuple):
+    """What is captured of a model.
+
+    Attributes:
+        modules: that it runs.
+        enter: of batches of tokens, (B, n) each, to what the layers read.
+        carry: of that, to features (B, n, D) of the last batch of tokens.
+        dictionaries: of each batch of tokens.
+    """
+
+    modules: List[nn.Module]
+    enter: Callable[..., Inputs]
+    carry: Callable[..., Tensor]
+    dictionaries: List[Dictionary]
+
+
+class TrainingGraphs:
+    """The captured passes of a stack.
+
+    Args:
+        stack: what is captured.
+        capture: whether to capture; else the same passes run kernel by kernel, as on a CPU.
+    """
+
+    def __init__(self, stack: Stack, capture: bool = True):
+        self.stack, self.capture = stack, capture
+        self.all = [x for module in stack.modules for x in module.parameters()]
+        self.places = self.now()
+        self.parameters = trained(stack.modules)
+        self.passes: Dict[Shape, StaticPass] = {}
+        self.seen: Counter[Shape] = Counter()
+        self.most = MOST
+        self.arena = Arena()
+        self.underway: Optional[weakref.ref[Ticket]] = None  # whose gradients are to be made
+        self.turn = torch.zeros(1, dtype=torch.int32, device=self.parameters[0].device)  # of all dropouts
+        self.pool = torch.cuda.graph_pool_handle() if capture else None  # replays follow each other, so one will do
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """A copy of a model captures its own."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def is_stale(self) -> bool:
+        """Whether the weights have moved, so that the graphs would read what was there before."""
+        return self.all[0] is not _first(self.stack) or self.places != self.now()
+
+    def now(self) -> List[Tuple[int, bool]]:
+        """Where the weights are, and which are trained."""
+        return [(x.data_ptr(), x.requires_grad) for x in self.all]
+
+    def features(self, *tokens: Tensor) -> Optional[Tensor]:
+        """Features (B, n, D) of the last of some batches of tokens, (B, n) each; None where no graph is to run."""
+        shape = shape_of(tokens)
+        captured = self.passes.get(shape)
+        if captured is None:
+            self.seen[shape] += 1
+            if self.seen[shape] <= COMMON or len(self.passes) >= self.most or _has_hooks(self.stack):
+                return None
+        if self.underway is not None and self.underway() is not None:
+            return None
+        inputs = self.stack.enter(*map(padded, tokens, [shape[0]] * len(tokens), shape[1:], self.stack.dictionaries))
+        if captured is None:
+            captured = self.capture_pass(inputs)
+            if captured is None:
+                return None
+            self.passes[shape] = captured
+        out = _Replay.apply(self, captured, *inputs, *self.parameters)
+        return out[: len(tokens[-1]), : tokens[-1].size(1)]
+
+    def capture_pass(self, inputs: Inputs) -> Optional[StaticPass]:
+        """Graphs for inputs of these shapes; None where capturing fails, and from then on none is tried."""
+        made = StaticPass(self.stack.carry, inputs, self.stack.modules, self.arena)
+        if not self.capture:
+            return made
+
+        def whole() -> None:
+            made.forward(inputs)
+            made.differentiate()
+
+        try:
+            with dispatch.turning(self.turn):
+                made.run_forward, made.run_backward = record(whole, [made.compute, made.differentiate], self.pool)
+        except RuntimeError as error:
+            warnings.warn(
+                f"Training goes on without more CUDA graphs, more slowly: an update could not be captured ({error}). "
+                f"{SWITCH}=0 turns them off.",
+                stacklevel=2,
+            )
+            self.most = 0
+            return None
+        return made
+
+
+def allowed(cfg: Any) -> bool:
+    """Whether the settings of a model let its passes be captured."""
+    return not any(getattr(cfg, name, 0) for name in PREVENTING)
+
+
+def renewed(graphs: Optional[TrainingGraphs], stack: Stack) -> Optional[TrainingGraphs]:
+    """Those of a stack where its weights are now: the ones of before, new ones, or None where it cannot be captured."""
+    if graphs is not None and not graphs.is_stale():
+        return graphs
+    suits = (
+        can_capture(_first(stack).device)
+        and len({(x.dtype, x.device) for module in stack.modules for x in module.parameters()}) == 1
+        and bool(trained(stack.modules))
+        and not any(isinstance(part, FullyShardedDataParallel) for part in _parts(stack))
+    )
+    return TrainingGraphs(stack) if suits else None
+
+
+def trains(*modules: nn.Module) -> bool:
+    """Whether gradients of modules in training are made, in one dtype."""
+    # of CUDA, as every torch understands it
+    return all(module.training for module in modules) and torch.is_grad_enabled() and not torch.is_autocast_enabled()
+
+
+def shape_of(tokens: Tuple[Tensor, ...]) -> Shape:
+    """The next larger shape of few, that batches of tokens, (B, n) each, are padded to."""
+    return (many(len(tokens[0])), *(upwards(many(x.size(1)), 8) for x in tokens))
+
+
+def padded(tokens: Tensor, sentences: int, length: int, dictionary: Dictionary) -> Tensor:
+    """Tokens (B, n) in a larger batch: behind all sentences padding, behind the last one sentences of one token."""
+    rows, n = tokens.shape
+    tokens = F.pad(tokens, (0, length - n, 0, sentences - rows), value=dictionary.pad())
+    tokens[rows:, 0] = dictionary.eos()  # there is no softmax over nothing
+    return tokens
+
+
+class Ticket:
+    """Of a batch whose gradients are to be made."""
+
+
+class _Replay(torch.autograd.Function):
+    """A captured pass; its gradients are those of the batch that has run last."""
+
+    @staticmethod
+    def forward(ctx: Any, graphs: TrainingGraphs, captured: StaticPass, *tensors: Optional[Tensor]) -> Tensor:
+        ctx.graphs, ctx.captured, ctx.ticket = graphs, captured, Ticket()
+        graphs.underway = weakref.ref(ctx.ticket)
+        graphs.turn.random_(0, 2**30)
+        with dispatch.turning(graphs.turn):
+            return captured.forward(tensors[: len(captured.inputs)])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> Any:
+        graphs = ctx.graphs
+        if graphs.underway is None or graphs.underway() is not ctx.ticket:
+            raise RuntimeError(
+                "The gradients of a batch were asked for a second time, or after those of a later batch, but a CUDA "
+                f"graph keeps what they need of one batch, and once. {SWITCH}=0 in the environment turns graphs off."
+            )
+        with dispatch.turning(graphs.turn):
+            gradients = ctx.captured.backward(d_out)
+        graphs.underway = None
+        return (None, None, *gradients)
+
+
+def _first(stack: Stack) -> Tensor:
+    return next(stack.modules[0].parameters())
+
+
+def _parts(stack: Stack) -> List[nn.Module]:
+    return [part for module in stack.modules for part in module.modules()]
+
+
+def _has_hooks(stack: Stack) -> bool:
+    """Whether somebody watches modules, whom a replay would tell nothing."""
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        for part in _parts(stack)
+    )
