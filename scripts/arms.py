@@ -1,4 +1,4 @@
-"""The process of an arm of scripts/benchmark.py: it builds what is asked for, and then works on request."""
+"""A process of scripts/benchmark.py: it builds the arms that are asked for, which then work on request."""
 
 import contextlib
 import gc
@@ -18,13 +18,9 @@ from workloads import Job, decoding, encoding, synchronise, training
 WORKLOADS = {"train": training, "decode": decoding, "length": encoding, "operator": operator}
 
 
-def serve(connection: Any, workload: str, arm: Dict[str, Any], cpu: bool, threads: int) -> None:
-    """Answer requests until the other end closes.
-
-    ("build", sizes) makes the arm ready, in place of what it was before; ("step",) does a step and gives seconds and
-    bytes; ("count",) does one more and gives what it launches, and the forms of the plugin's operators; ("rest",) gives
-    back the memory.
-    """
+def serve(connection: Any, workload: str, user_dir: Optional[str], cpu: bool, threads: int) -> None:
+    """Answer requests until the other end closes; each is a method of Worker's and what it takes. An arm that fails is
+    forgotten, for the sake of those beside it."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's concern
     del sys.argv[1:]  # fairseq looks for a --user-dir there
@@ -35,7 +31,7 @@ def serve(connection: Any, workload: str, arm: Dict[str, Any], cpu: bool, thread
         except (EOFError, OSError):
             return
         try:
-            worker = worker or Worker(workload, arm, cpu, threads)
+            worker = worker or Worker(workload, user_dir, cpu, threads)
             answer = getattr(worker, request)(*values)
         except (Problem, MemoryError, ValueError, OSError) as error:
             answer = {"error": str(error) or "out of memory"}
@@ -43,65 +39,79 @@ def serve(connection: Any, workload: str, arm: Dict[str, Any], cpu: bool, thread
             answer = {"error": traceback.format_exc()}
         with contextlib.suppress(OSError):  # nobody is there any more
             connection.send(answer)
+        if worker and "error" in answer:
+            worker.rest(*values[:1])
 
 
 class Worker:
-    """An arm on its device."""
+    """Arms of one plugin on a device, by name."""
 
-    def __init__(self, workload: str, arm: Dict[str, Any], cpu: bool, threads: int) -> None:
+    def __init__(self, workload: str, user_dir: Optional[str], cpu: bool, threads: int) -> None:
         import torch
 
         logging.disable(logging.WARNING)
         torch.set_num_threads(threads)
-        self.workload, self.arm = WORKLOADS[workload], arm
+        self.workload = WORKLOADS[workload]
         self.device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-        import_plugin(arm.get("user_dir"))
-        torch.zeros(1, device=self.device)
-        self.job: Optional[Job] = None
-        self.before = self.steps = 0
+        import_plugin(user_dir)
+        # cuBLAS keeps memory from its first use on, in this thread and in that of gradients: it is no arm's
+        x = torch.zeros(8, 8, device=self.device, requires_grad=True)
+        torch.mm(x, x).sum().backward()
+        self.jobs: Dict[str, Job] = {}
+        self.before = 0
 
-    def build(self, sizes: Dict[str, Any]) -> Dict[str, Any]:
+    def build(self, name: str, arm: Dict[str, Any], sizes: Dict[str, Any]) -> Dict[str, Any]:
+        """Make an arm ready, in place of what it was before."""
         import torch
 
-        self.rest()
+        self.rest(name)
         self.forget_peak()
         self.before = peak_memory(self.device)
         torch.manual_seed(sizes["seed"])
-        self.job = self.workload(self.arm, sizes, self.device)
-        return {"amount": self.job.amount, "unit": self.job.unit}
+        self.jobs[name] = self.workload(arm, sizes, self.device)
+        return {}
 
-    def rest(self) -> Dict[str, Any]:
-        """Nothing is kept but what Python has."""
+    def rest(self, *names: str) -> Dict[str, Any]:
+        """Nothing is kept of these arms, or of all, but what Python has."""
         import torch
 
-        self.job, self.steps = None, 0
+        for name in names or list(self.jobs):
+            self.jobs.pop(name, None)
+        forget_forms()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return {}
 
-    def step(self) -> Dict[str, Any]:
-        """Memory is what came on top of the process as it was before the arm was built: parameters, gradients, the
-        optimiser's state and activations, not the libraries. On a GPU it is the most that torch's
-        allocator has reserved, with the memory of CUDA graphs."""
-        assert self.job
-        if self.steps == 1:
-            self.forget_peak()  # of what is made or tried out at the first use
-        for _ in range(0 if self.steps else self.job.first - 1):
-            self.job.step()
-        self.steps += 1
+    def begin(self, name: str) -> Dict[str, Any]:
+        """The first steps, in which things are made and tried out."""
+        for _ in range(self.jobs[name].first):
+            self.jobs[name].step()
+        synchronise(self.device)
+        return {}
+
+    def step(self, name: str) -> Dict[str, Any]:
+        """Seconds of a step, and of its parts, and how much it did."""
+        job = self.jobs[name]
         synchronise(self.device)
         start = time.perf_counter()
-        parts = self.job.step() or {}
+        parts = job.step() or {}
         synchronise(self.device)
-        seconds = time.perf_counter() - start
-        peak = peak_memory(self.device)
-        return {"seconds": seconds, **parts, "memory": peak - self.before, "whole": peak}
+        return {"seconds": time.perf_counter() - start, **parts, "amount": job.amount, "unit": job.unit}
 
-    def count(self) -> Dict[str, Any]:
-        """Of a search, what a token more launches."""
-        assert self.job
-        job, forms = self.job, chosen_forms()
+    def memory(self, name: str) -> Dict[str, Any]:
+        """Of an arm that is here alone, what came on top of the process as it was before the arm was built: parameters,
+        gradients, the optimiser's state and activations, not the libraries. On a GPU it is the most that torch's
+        allocator has reserved, with the memory of CUDA graphs."""
+        self.forget_peak()  # of the first steps
+        self.jobs[name].step()
+        synchronise(self.device)
+        peak = peak_memory(self.device)
+        return {"bytes": peak - self.before, "bytes of the process": peak}
+
+    def count(self, name: str) -> Dict[str, Any]:
+        """What a step launches, of a search what a token more does, and the forms of the plugin's operators."""
+        job, forms = self.jobs[name], chosen_forms()
         if job.search is None:
             return {"launched": count(job.step, self.device), "forms": forms}
         search, short, long = job.search, 4, 12
@@ -131,6 +141,9 @@ def peak_memory(device: Any) -> int:
 def chosen_forms() -> Dict[str, Dict[str, Optional[str]]]:
     """In which form each operator of the plugin ran last, and why in no kernel; nothing of a plugin that has no such
     choice."""
-    dispatch = sys.modules.get("fairseq_luna.ops.dispatch")
-    forms = getattr(dispatch, "forms", dict)()
+    forms = getattr(sys.modules.get("fairseq_luna.ops.dispatch"), "forms", dict)()
     return {name: {"form": chosen.form, "why": chosen.unfused} for name, chosen in forms.items()}
+
+
+def forget_forms() -> None:
+    getattr(sys.modules.get("fairseq_luna.ops.dispatch"), "_forms", {}).clear()

@@ -1,9 +1,9 @@
 """Time and memory of Luna beside fairseq's Transformer, measured in turn in one run.
 
-Every arm lives in a process of its own; one after the other makes one step, round after round, and what is reported
-is the median of each round's ratio to the first arm, with its quartiles. The first steps are not counted. Peak memory
-is that of an arm alone: on a CPU it comes from other processes, on a GPU from torch's allocator. One more step is
-profiled: its kernels are counted, or its operators where there is no GPU.
+One arm after the other makes one step, round after round, and what is reported is the median of each round's ratio to
+the first arm, with its quartiles. The first steps are not counted. On a CPU every arm lives in a process of its own, on
+a GPU with the others of its plugin. Peak memory is that of an arm alone in another process, on a GPU by torch's
+allocator. There one more step is profiled: its kernels are counted, or its operators where there is no GPU.
 
 What goes into a folder: table.md (after every point), results.json (with the machine, all versions and the forms that
 the operators took), dispatch.md with --dispatch, curves.png and curves.svg. The same command goes on where it was
@@ -93,6 +93,8 @@ def main() -> None:
     sizes.update({key: value for key, value in vars(args).items() if key in sizes and value is not None})
     device = machine(args.cpu)
     gpu = device["gpu"] is not None
+    cores = os.cpu_count() or 1
+    args.threads = args.threads or (min(4, cores) if gpu else cores)
     # these are for a CPU, and from float32
     names = [name for name in command.arms if not (gpu or args.precision != "fp32") or not name.endswith(IN_FEWER_BITS)]
     chosen = [arm(name, args) for name in args.arms or names]
@@ -120,10 +122,10 @@ def main() -> None:
         # what failed is tried again: its cause may be gone
         sound = [all("error" not in found for found in result["arms"].values()) for result in done] + [False]
         results = done[: sound.index(False)]
-        crew = Crew(args, chosen, gpu)
+        crew = Crew(args, chosen, shared=gpu)
         for point in todo[len(results) :]:
             say(f"{args.command}: {show_point(point)}")
-            with steps((args.rounds + 1) * len(chosen)) as line:
+            with steps((args.rounds + 2) * len(chosen)) as line:
                 found = crew.measure({**settings["sizes"], **point}, line)
             for name, one in found.items():
                 for key in "error", "not counted":
@@ -145,11 +147,13 @@ def main() -> None:
 
 
 def steps(total: int) -> ContextManager[Any]:
-    """A line that shows how many steps are done, where tqdm is installed."""
+    """A line that shows how many steps are done, and what goes on, where tqdm is installed."""
     try:
         return bar(total, "step")
     except ImportError:
-        return contextlib.nullcontext(argparse.Namespace(update=lambda steps=1: None))
+        return contextlib.nullcontext(
+            argparse.Namespace(update=lambda steps=1: None, set_description=lambda text: None)
+        )
 
 
 def flat(settings: Dict[str, Any]) -> Dict[str, Any]:
@@ -182,7 +186,7 @@ def parse_args() -> argparse.Namespace:
             sub.add_argument(f"--{key}", type=type(value), metavar="N", help=f"default {value}")
         sub.add_argument("--beam", type=int, default=5, metavar="N", help="default %(default)s")
         sub.add_argument("--rounds", type=int, metavar="N", help="counted steps of each arm (default 5; --quick: 2)")
-        sub.add_argument("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: all cores")
+        sub.add_argument("--threads", type=int, metavar="N", help="default: all cores; beside a GPU at most 4")
         sub.add_argument(
             "--precision",
             choices=("fp32", "fp16", "bf16"),

@@ -144,7 +144,8 @@ def run_part(
         return LEFT_OUT, 0
     start = time.monotonic()
     if name == "tests":
-        state = timed(test_command(args.quick), min(left, TESTS[1]), out / "tests.log", environment)
+        log = out / "tests.log"
+        state = timed(test_command(args.quick), min(left, TESTS[1]), log, {**environment, "FAILURES_GO_TO": str(log)})
     else:
         folder, part = out / name, PARTS[name]
         if (folder / "settings.json").exists():  # of an earlier call
@@ -156,9 +157,8 @@ def run_part(
 
 def timed(command: List[str], limit: float, path: Path, environment: Dict[str, str]) -> str:
     """How a command ended, within so many seconds; what it says goes into a file as it says it."""
-    with open(path, "w", encoding="utf-8") as log:
-        log.write(f"{quote(command)}\n")
-        log.flush()
+    path.write_text(f"{quote(command)}\n", encoding="utf-8")
+    with open(path, "a", encoding="utf-8") as log:  # at its end, wherever that is: others may write there too
         process = subprocess.Popen(
             command,
             cwd=str(REPO),
@@ -196,8 +196,10 @@ def test_command(quick: bool) -> List[str]:
     tests = REPO / "tests"
     files = [path for path in sorted(tests.glob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--durations", "5"]
+    if find_spec("pytest_benchmark"):
+        command += ["-p", "no:benchmark"]  # beside xdist it warns of itself
     if find_spec("xdist") and not quick:
-        command += ["-n", str(min(8, os.cpu_count() or 1))]  # kernels are compiled side by side
+        command += ["-n", str(max(1, min(14, (os.cpu_count() or 1) - 2)))]  # kernels are compiled side by side
     return command + [str(path.relative_to(REPO)) for path in files]
 
 

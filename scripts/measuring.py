@@ -1,13 +1,15 @@
-"""Measures arms in turn: each at work in a process of its own, one step of one after the other, round after round."""
+"""Measures arms in turn: one step of one after the other, round after round, in processes that wait meanwhile."""
 
 import argparse
 import contextlib
 import multiprocessing
 import os
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Dict, Iterator, List, Optional
 
 import arms
+from common import USER_DIR
 
 # As scripts/env.sh has it for the other scripts.
 REUSE_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
@@ -16,16 +18,16 @@ FAIRSEQ = [f"fairseq.{name}" for name in ("options", "sequence_generator", "mode
 PRELOADED = ["arms", "torch._dynamo", *FAIRSEQ]
 
 
-class Arm:
-    """An arm at work in a process of its own. What goes wrong there stands in `error` until it is built anew."""
+class Process:
+    """A process in which arms of one plugin work. Once it has ended, `error` says how."""
 
-    def __init__(self, args: argparse.Namespace, arm: Dict[str, Any]) -> None:
+    def __init__(self, args: argparse.Namespace, user_dir: Optional[str]) -> None:
         # at tiny sizes most of the time would go into starting Python
         context: Any = multiprocessing.get_context("forkserver" if args.quick and args.cpu else "spawn")
         if args.quick and args.cpu:
             context.set_forkserver_preload(PRELOADED)
         self.connection, theirs = context.Pipe()
-        asked = (theirs, args.command, arm, args.cpu, args.threads)
+        asked = (theirs, args.command, user_dir, args.cpu, args.threads)
         self.process = context.Process(target=arms.serve, args=asked, daemon=True)
         self.process.start()
         theirs.close()
@@ -37,15 +39,10 @@ class Arm:
 
     def answer(self) -> Dict[str, Any]:
         try:
-            answer = self.connection.recv()
+            return self.connection.recv()
         except (EOFError, OSError):
-            answer = {"error": self.error or self.end()}
-        self.error = answer.get("error")
-        return answer
-
-    def do(self, *request: Any) -> Dict[str, Any]:
-        self.ask(*request)
-        return self.answer()
+            self.error = self.error or self.end()
+            return {"error": self.error}
 
     def end(self) -> str:
         self.connection.close()
@@ -54,66 +51,88 @@ class Arm:
         return f"killed by signal {-code}: out of memory?" if code < 0 else f"ended with exit code {code}"
 
 
+class Arm:
+    """An arm in its process. What goes wrong with it stands in `error`."""
+
+    def __init__(self, process: Process, name: str) -> None:
+        self.process, self.name = process, name
+        self.error: Optional[str] = None
+
+    def ask(self, request: str, *values: Any) -> None:
+        self.process.ask(request, self.name, *values)
+
+    def answer(self) -> Dict[str, Any]:
+        answer = self.process.answer()
+        self.error = answer.get("error")
+        return answer
+
+    def do(self, request: str, *values: Any) -> Dict[str, Any]:
+        self.ask(request, *values)
+        return self.answer()
+
+
 class Crew:
     """The arms of a table, point after point.
 
-    On a CPU each point has fresh processes, whose memory begins at nothing, and each arm's memory is measured in
-    another one, alone (not with --quick). On a GPU the processes stay, and torch's allocator counts what each of them
-    has: whoever works beside it does not show there. Launches are counted by others, since a process that has been
-    profiled may launch more slowly ever after.
+    They are timed in some processes. In others, one after the other, their memory is measured and their launches are
+    counted: nobody else's memory is there, and a process that has been profiled may launch more slowly ever after. On a
+    CPU each arm has fresh ones for every point, whose memory begins at nothing. On a GPU they are `shared` by all arms
+    of a plugin, and stay, since importing takes long and torch's allocator counts anew for each arm; those that count
+    start only when the first point is timed.
     """
 
-    def __init__(self, args: argparse.Namespace, chosen: List[Dict[str, Any]], gpu: bool) -> None:
-        self.args, self.chosen = args, chosen
-        self.stays = gpu
-        self.running: Dict[str, Arm] = {}
-        self.counting: Dict[str, Arm] = {}
+    def __init__(self, args: argparse.Namespace, chosen: List[Dict[str, Any]], shared: bool) -> None:
+        self.args, self.chosen, self.shared = args, chosen, shared
+        self.timing: Dict[str, Process] = {}
+        self.counting: Dict[str, Process] = {}
 
     def measure(self, sizes: Dict[str, Any], line: Any) -> Dict[str, Any]:
         """Seconds, ratios, bytes and launches of each arm at one point; `line` shows the steps."""
-        running = self.built(sizes)
-        ready = {name: one.answer() for name, one in running.items()}
-        for one in self.counting.values():
-            one.do("rest")  # it is not to be still starting beside what is timed
+        running = self.ready(sizes, line)
         rounds = self.rounds(running, line)
+        self.rest(self.timing)
         found: Dict[str, Dict[str, Any]] = {name: {"error": one.error} for name, one in running.items()}
-        sound = [spec for spec in self.chosen if running[spec["name"]].error is None]
         first = rounds[self.chosen[0]["name"]]
-        for name in (spec["name"] for spec in sound):
-            found[name] = figures(rounds[name], first, ready[name], sizes)
-        if self.stays:
-            for one in running.values():
-                one.do("rest")
-        for spec in sound:
+        for spec in self.chosen:
             name = spec["name"]
-            found[name].update(counted(self.counting[name], sizes) if self.stays else counted(running[name]))
-        if not self.stays:
-            self.end()
-        if not self.stays and not self.args.quick:
-            for spec in sound:
-                found[spec["name"]].update(self.alone(spec, sizes))
+            if running[name].error is None:
+                line.set_description(f"memory and launches of {name}")
+                found[name] = {**figures(rounds[name], first, sizes), **self.alone(spec, sizes)}
+            line.update()
         base = found[self.chosen[0]["name"]].get("bytes")
         for result in found.values():
             if base and "bytes" in result:
                 result["memory"] = result["bytes"] / base
         return found
 
-    def built(self, sizes: Dict[str, Any]) -> Dict[str, Arm]:
-        """All arms, asked to be ready for a point."""
+    def ready(self, sizes: Dict[str, Any], line: Any) -> Dict[str, Arm]:
+        """All arms, built and beyond their first steps, which are not counted."""
         with memory_reused(self.args.allocator == "reuse"):
-            for spec in self.chosen:
-                for processes in [self.running, self.counting][: 1 + self.stays]:
-                    one = processes.get(spec["name"])
-                    if one is None or not one.process.is_alive():
-                        processes[spec["name"]] = Arm(self.args, spec)
-        for one in self.running.values():
-            one.ask("build", sizes)
-        return self.running
+            running = {spec["name"]: self.arm(spec, self.timing) for spec in self.chosen}
+        for spec in self.chosen:
+            running[spec["name"]].ask("build", spec, sizes)
+        for name, one in running.items():
+            line.set_description(f"building {name}")
+            one.answer()
+        for name, one in running.items():
+            line.set_description(f"first steps of {name}" + ": kernels are compiled" * self.shared)
+            if one.error is None:
+                one.do("begin")
+            line.update()
+        return running
+
+    def arm(self, spec: Dict[str, Any], processes: Dict[str, Process]) -> Arm:
+        """An arm in its place among these processes; one is started where none is at work."""
+        user_dir = spec.get("user_dir")
+        # plugins have one name, and a process one plugin
+        place = str(Path(user_dir or USER_DIR).resolve()) if self.shared else spec["name"]
+        if place not in processes or not processes[place].process.is_alive():
+            processes[place] = Process(self.args, user_dir)
+        return Arm(processes[place], spec["name"])
 
     def rounds(self, running: Dict[str, Arm], line: Any) -> Dict[str, List[Dict[str, Any]]]:
-        """The answers of each arm; the first step, which is not counted, is left out."""
-        self.first_steps(running)
-        line.update(len(running))
+        """The answers of each arm."""
+        line.set_description("one step of each in turn")
         rounds: Dict[str, List[Dict[str, Any]]] = {name: [] for name in running}
         for _ in range(self.args.rounds):
             for name, one in running.items():
@@ -123,61 +142,45 @@ class Crew:
                 line.update()
         return rounds
 
-    def first_steps(self, running: Dict[str, Arm]) -> None:
-        """All at once on a GPU, since most of their time goes into compiling kernels; but one after the other where
-        these are tuned by timing them."""
-        sound = [one for one in running.values() if one.error is None]
-        if self.stays and self.args.command != "operator":
-            for one in sound:
-                one.ask("step")
-            for one in sound:
-                one.answer()
-        else:
-            for one in sound:
-                one.do("step")
+    def alone(self, spec: Dict[str, Any], sizes: Dict[str, Any]) -> Dict[str, Any]:
+        """Bytes of an arm by itself, with the memory that the C library would take, and its launches."""
+        one = self.arm(spec, self.counting)
+        found: Dict[str, Any] = {}
+        requests: List[Any] = [("build", spec, sizes), ("begin",), ("memory",), ("count",)]
+        for request in requests:
+            answer = one.do(*request)
+            if one.error is not None:
+                found["not counted"] = one.error
+                break
+            found.update(answer)
+        self.rest(self.counting)
+        return found
 
-    def alone(self, spec: Dict[str, Any], sizes: Dict[str, Any]) -> Dict[str, int]:
-        """Bytes of an arm by itself, with the memory that the C library would take."""
-        single = Arm(self.args, spec)
-        single.do("build", sizes)
-        for _ in range(2):
-            answer = single.do("step") if single.error is None else {}
-        single.end()
-        if single.error is not None:
-            return {}
-        return {"bytes": answer["memory"], "bytes of the process": answer["whole"]}
+    def rest(self, processes: Dict[str, Process]) -> None:
+        """These give back the memory, and stay where they are shared."""
+        for process in processes.values():
+            if self.shared:
+                process.ask("rest")
+                process.answer()
+            else:
+                process.end()
+        if not self.shared:
+            processes.clear()
 
     def end(self) -> None:
-        for one in (*self.running.values(), *self.counting.values()):
-            one.end()
-        self.running, self.counting = {}, {}
+        for process in (*self.timing.values(), *self.counting.values()):
+            process.end()
 
 
-def figures(
-    steps: List[Dict[str, Any]], first: List[Dict[str, Any]], ready: Dict[str, Any], sizes: Dict[str, Any]
-) -> Dict[str, Any]:
+def figures(steps: List[Dict[str, Any]], first: List[Dict[str, Any]], sizes: Dict[str, Any]) -> Dict[str, Any]:
     """What the steps of an arm come to, beside those of the first arm where all of these are there."""
     found: Dict[str, Any] = {"seconds": spread([s["seconds"] for s in steps])}
     if len(first) == len(steps):
         found["time"] = spread([s["seconds"] / f["seconds"] for s, f in zip(steps, first)])
     if "encoder" in steps[0]:
         found["seconds a token"] = spread([(s["seconds"] - s["encoder"]) / sizes["out_length"] for s in steps])
-    found[f"{ready['unit']} a second"] = ready["amount"] / found["seconds"]["median"]
-    found["bytes"], found["bytes of the process"] = steps[-1]["memory"], steps[-1]["whole"]
+    found[f"{steps[0]['unit']} a second"] = steps[0]["amount"] / found["seconds"]["median"]
     return found
-
-
-def counted(one: Arm, sizes: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-    """What an arm launches, and in which forms, where it is or built anew for a point."""
-    requests: List[Any] = [("count",)] if sizes is None else [("build", sizes), ("step",), ("count",)]
-    answer: Dict[str, Any] = {}
-    for request in requests:
-        answer = one.do(*request)
-        if one.error is not None:
-            answer = {"not counted": one.error}
-            break
-    one.do("rest")
-    return answer
 
 
 @contextlib.contextmanager

@@ -24,6 +24,14 @@ LONGEST = (
 )
 
 
+def pytest_runtest_logreport(report):
+    """What fails is told in a file at once, where one is named: beside xdist, pytest tells at its end alone."""
+    path = os.environ.get("FAILURES_GO_TO")
+    if path and report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"\n{report.nodeid}\n{report.longreprtext}\n")
+
+
 def pytest_collection_modifyitems(items):
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))

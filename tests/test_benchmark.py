@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import counting  # noqa: E402
 import operators  # noqa: E402
 from arm_names import arm  # noqa: E402
+from benchmark import QUICK  # noqa: E402
 from measuring import Crew  # noqa: E402
 from reporting import tabulate  # noqa: E402
 
@@ -87,21 +88,49 @@ def test_memory_of_an_arm_alone(tmp_path):
     assert found["naive"]["bytes"] > 0 and "error" in found["fla-gsa"]
 
 
-def test_processes_that_stay(tmp_path):
-    """As on a GPU: the same for all points, with others that count."""
-    args = Namespace(command="operator", arms=None, quick=True, cpu=True, threads=1, rounds=2, allocator="system")
-    chosen = [arm(name, args) for name in ("naive", "fla-gsa", "luna-5")]
+def crew_of(command, *names, user_dir=None):
+    """As on a GPU, with a line of progress that nobody sees and what that says."""
+    args = Namespace(command=command, user_dir=user_dir, quick=True, cpu=True, threads=1, rounds=2, allocator="system")
+    args.precision, said = "fp32", []
+    line = Namespace(update=lambda steps=1: None, set_description=said.append)
+    return Crew(args, [arm(name, args) for name in names], shared=True), line, said
+
+
+def test_arms_that_share_processes():
+    """They are timed in one, counted in another, and both stay; one that fails takes no other along."""
+    crew, line, said = crew_of("operator", "naive", "fla-gsa", "luna-5")
     sizes = {"dim": 32, "heads": 2, "slots": 5, "tokens": 20, "precision": "fp32", "seed": 1}
-    crew = Crew(args, chosen, gpu=True)
-    ids, line = [], Namespace(update=lambda steps=1: None)
+    ids = []
     for length in 5, 20:
         found = crew.measure({**sizes, "length": length}, line)
-        assert "error" in found["fla-gsa"]
+        assert "flash-linear-attention" in found["fla-gsa"]["error"]
         for name in "naive", "luna-5":
             assert found[name]["seconds"]["median"] > 0 and found[name]["launched"]["operators"] > 0
+            assert found[name]["tokens a second"] > 0 and found[name]["bytes of the process"] > 0
         assert found["luna-5"]["forms"]["causal attention"]["form"] == "direct" and not found["naive"]["forms"]
-        ids.append([one.process.pid for one in (*crew.running.values(), *crew.counting.values())])
-    assert ids[0] == ids[1] and len(set(ids[0])) == 6
+        ids.append([one.process.pid for one in (*crew.timing.values(), *crew.counting.values())])
+    assert ids[0] == ids[1] and len(set(ids[0])) == 2
+    assert said[0] == "building naive" and "first steps of luna-5: kernels are compiled" in said
+
+    # where a process dies, all its arms say so, and there is another for the next point
+    def die(text):
+        if text == "one step of each in turn":
+            next(iter(crew.timing.values())).process.kill()
+
+    dead = Namespace(update=line.update, set_description=die)
+    found = crew.measure({**sizes, "length": 5}, dead)
+    assert all(found[name]["error"] == "killed by signal 9: out of memory?" for name in ("naive", "luna-5"))
+    assert "seconds" in crew.measure({**sizes, "length": 5}, line)["naive"]
+    crew.end()
+
+
+def test_arms_of_another_plugin_have_other_processes(tmp_path):
+    """Both plugins have one name."""
+    elsewhere = shutil.copytree(USER_DIR, tmp_path / USER_DIR.name)
+    crew, line, _ = crew_of("train", "transformer", "luna-4", "mine:luna_transformer", user_dir=str(elsewhere))
+    found = crew.measure({**QUICK, "dropout": 0.1, "length": 8, "tokens": 16, "precision": "fp32", "seed": 1}, line)
+    assert all("seconds" in one and "launched" in one for one in found.values()), found
+    assert len(crew.timing) == len(crew.counting) == 2 and str(elsewhere) in crew.timing
     crew.end()
 
 

@@ -7,7 +7,7 @@ import sys
 import zipfile
 
 import pytest
-from commands import ENV, ROOT, processes_with, run, wait_until
+from commands import ENV, HANGS, ROOT, processes_with, run, wait_until
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import gpu_check  # noqa: E402
@@ -55,6 +55,21 @@ def test_a_part_ends_in_time_with_all_that_it_started(tmp_path):
     )
     assert timed(program, 3) == "stopped after 3 s"
     wait_until(lambda: not processes_with(child))
+
+
+def test_failures_are_told_at_once(tmp_path):
+    """Where the tests are stopped, the log says what has failed so far."""
+    log, tests = tmp_path / "tests.log", tmp_path / "test_some.py"
+    tests.write_text(
+        "import time\n\n\ndef test_fails():\n    assert not 'the reason'\n\n\ndef test_sees_it():\n"
+        f"    while 'the reason' not in open({str(log)!r}).read():\n        time.sleep(0.1)\n"
+    )
+    environment = {**ENV, "FAILURES_GO_TO": str(log), "PYTHONPATH": str(ROOT / "tests")}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # of whoever runs this test
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "conftest", "-p", "no:cacheprovider", str(tests)]
+    assert gpu_check.timed(command, HANGS, log, environment) == "failed, exit code 1"
+    text = log.read_text()
+    assert "1 failed, 1 passed" in text and text.count("assert not 'the reason'") > 1
 
 
 def test_the_tests_that_need_a_gpu_are_found():
