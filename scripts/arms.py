@@ -146,4 +146,4 @@ def chosen_forms() -> Dict[str, Dict[str, Optional[str]]]:
 
 
 def forget_forms() -> None:
-    getattr(sys.modules.get("fairseq_luna.ops.dispatch"), "_forms", {}).clear()
+    getattr(sys.modules.get("fairseq_luna.ops.dispatch"), "forget_forms", dict)()

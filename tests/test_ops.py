@@ -336,6 +336,15 @@ def test_beam_search_finds_the_same(name):
         torch.testing.assert_close(a, b)
 
 
+def test_an_untied_causal_attention_of_many_slots_runs_in_no_kernel():
+    """That one was wrong on a GPU."""
+    for slots, form in ((16, "fused"), (17, "direct")):
+        model = build(**UNTIED, **HEADS, projection_length=slots, fix_projection_length=True, double=False).to(DEVICE)
+        with dispatch.using(fused=True):
+            model(sentences([5]).to(DEVICE), None, targets([4]).to(DEVICE))
+        assert dispatch.forms()["causal attention"].form == form
+
+
 # ---- on a GPU
 
 DTYPES = pytest.mark.parametrize("dtype", ROUNDING, ids=["fp32", "fp16", "bf16"])

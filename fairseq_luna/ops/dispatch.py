@@ -140,6 +140,11 @@ def forms() -> Dict[str, Chosen]:
     return dict(_forms)
 
 
+def forget_forms() -> None:
+    """What ran before is not told any more."""
+    _forms.clear()
+
+
 @contextmanager
 def using(fused: Optional[bool] = None, moved: Optional[bool] = None) -> Iterator[None]:
     """Forms as told, wherever they can run: kernels or none, whatever the environment says; projections moved or not.

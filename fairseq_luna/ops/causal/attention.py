@@ -27,6 +27,9 @@ CAUSAL_ACTIVATIONS = {
     "elu": lambda logits: F.elu(logits) + 1,
 }
 
+# Triton 3.6 compiled the untied kernel of 32 slots, in half precision, to one that is wrong on an H200.
+MAX_UNTIED_SLOTS = 16
+
 
 class Projections(NamedTuple):
     """What a causal attention reads of X.
@@ -70,8 +73,10 @@ def causal_attention(
         Y, (B, n, H d), for the output's projection.
     """
     heads, slots, dim = pack_query.shape[1:]
-    seen = None if whole is None else "later positions are seen"
-    work = dispatch.Work(x, heads, slots, dropout.rate(), movable=0, unfusable=seen, width=heads * dim)
+    against = None if whole is None else "later positions are seen"
+    if projections.value is not None and slots > MAX_UNTIED_SLOTS:
+        against = f"keys and values are untied, with {slots} slots"
+    work = dispatch.Work(x, heads, slots, dropout.rate(), movable=0, unfusable=against, width=heads * dim)
     return dispatch.run(
         "causal attention", work, FORMS, x, pack_query, projections, activation, hidden, decay, dropout, whole
     )

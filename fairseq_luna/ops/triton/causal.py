@@ -37,7 +37,7 @@ def plan(
     if dtype == torch.float32:
         largest = 32 if size <= 2048 else 16
     else:
-        largest = 64 if size <= 2048 and n > 64 else 32
+        largest = 64 if size <= (2048 if tied else 1024) and n > 64 else 32
     chunk = chunk_for(n, largest)
     warps = 8 if size >= 8192 else 4 if chunk >= 32 else 2
     options = {
