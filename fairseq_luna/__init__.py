@@ -1,4 +1,4 @@
-"""Luna, linear unified nested attention (arXiv 2106.01540), for translation and language models in fairseq."""
+"""Luna, linear unified nested attention (arXiv 2106.01540), for fairseq: translation, language models, long texts."""
 
 from .versions import __version__, require_fairseq, run_as_command
 
@@ -27,6 +27,7 @@ if not run_as_command():  # `python -m fairseq_luna` answers where fairseq is mi
     _refuse_taken("optimizer", "apollo")
     _refuse_taken("lr_scheduler", "milestone")
 
-    from .models import luna_lm, luna_transformer  # noqa: F401  registers them with fairseq, as do those below
+    from .models import luna_classifier, luna_lm, luna_transformer  # noqa: F401  registers them with fairseq, as do those below
     from .optim import apollo  # noqa: F401
     from .optim.lr_scheduler import milestone  # noqa: F401
+    from .tasks import text_classification  # noqa: F401

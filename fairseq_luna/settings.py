@@ -8,6 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Type
 from fairseq.dataclass import FairseqDataclass
 
 from .models.checks import flag
+from .models.luna_classifier import config as luna_classifier
 from .models.luna_lm import config as luna_lm
 from .models.luna_transformer import architectures as luna_transformer
 from .optim.apollo import FairseqApolloConfig
@@ -18,9 +19,10 @@ FORMS = (
     "there alone, e.g. by model.encoder_normalize_before: false."
 )
 # of all models, those of translation first
-ARCHITECTURES: Dict[str, Dict[str, Any]] = {**luna_transformer.ARCHITECTURES, **luna_lm.ARCHITECTURES}
-DESCRIPTIONS = {**luna_transformer.DESCRIPTIONS, **luna_lm.DESCRIPTIONS}
-CONFIGS: Dict[str, Type[FairseqDataclass]] = {**luna_transformer.CONFIGS, **luna_lm.CONFIGS}
+MODELS: Any = (luna_transformer, luna_lm, luna_classifier)
+ARCHITECTURES: Dict[str, Dict[str, Any]] = {k: v for model in MODELS for k, v in model.ARCHITECTURES.items()}
+DESCRIPTIONS: Dict[str, str] = {k: v for model in MODELS for k, v in model.DESCRIPTIONS.items()}
+CONFIGS: Dict[str, Type[FairseqDataclass]] = {k: v for model in MODELS for k, v in model.CONFIGS.items()}
 # the setting that each group begins with, where a model has it
 GROUPS = {
     "projection_length": "Luna",
@@ -29,6 +31,8 @@ GROUPS = {
     "decoder_embed_dim": "decoder",
     "alignment_layer": "alignment",
     "dropout": "regularisation and activation",
+    "layernorm_embedding": "embeddings and positions",
+    "pooling": "classification",
     "checkpoint_activations": "memory in training",
     "inference_precision": "generation",
     "share_all_embeddings": "embeddings and positions",
@@ -71,7 +75,7 @@ def groups_of(config: Type[FairseqDataclass]) -> Dict[str, List[Setting]]:
 
 def base_of(arch: str) -> str:
     """The architecture whose settings another one changes."""
-    return "luna_lm" if arch in luna_lm.ARCHITECTURES else "luna_transformer"
+    return next(next(iter(model.ARCHITECTURES)) for model in MODELS if arch in model.ARCHITECTURES)
 
 
 def shown(value: Any) -> str:

@@ -10,8 +10,8 @@ from common import REPO, import_plugin, write_text
 HEAD = """# Settings
 
 `python -m fairseq_luna --settings [ARCH]` prints the settings of an architecture. This page lists those of
-`luna_transformer` and of `luna_lm`, what the other architectures change, and the settings of the optimiser and the
-schedule.
+`luna_transformer`, of `luna_lm` and of `luna_classifier`, what the other architectures change, and the settings of the
+optimiser and the schedule.
 `make settings` writes it from the classes that hold the settings.
 
 {forms}
@@ -19,6 +19,10 @@ schedule.
 LANGUAGE_MODEL_HEAD = """## The language model
 
 `luna_lm`, for `--task language_modeling`.
+"""
+CLASSIFIER_HEAD = """## The classifier
+
+`luna_classifier`, for `--task text_classification`.
 """
 ARCHITECTURES_HEAD = """## Architectures
 
@@ -74,8 +78,9 @@ def page() -> str:
     parts = [HEAD.format(forms="\n".join(wrap(FORMS, 118, break_on_hyphens=False)))]
     for title, settings in groups_of(CONFIGS["luna_transformer"]).items():
         parts += [f"## {title[0].upper()}{title[1:]}\n", listed(settings)]
-    every = [setting for settings in groups_of(CONFIGS["luna_lm"]).values() for setting in settings]
-    parts += [LANGUAGE_MODEL_HEAD, listed(every)]
+    for arch, head in (("luna_lm", LANGUAGE_MODEL_HEAD), ("luna_classifier", CLASSIFIER_HEAD)):
+        every = [setting for settings in groups_of(CONFIGS[arch]).values() for setting in settings]
+        parts += [head, listed(every)]
     rows = [
         [f"`{arch}`", DESCRIPTIONS[arch], ", ".join(f"{name} {shown(value)}" for name, value in changed.items())]
         for arch, changed in ARCHITECTURES.items()

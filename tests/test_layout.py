@@ -1,4 +1,4 @@
-"""The rooms of the plugin, and that imports go one way: ops -> modules -> models."""
+"""The rooms of the plugin, and that imports go one way: ops -> modules -> models, data -> models, tasks."""
 
 import ast
 
@@ -10,8 +10,10 @@ PACKAGE = ROOT / "fairseq_luna"
 ALLOWED = {
     "ops": set(),
     "modules": {"ops"},
-    "models": {"ops", "modules"},
+    "data": set(),
+    "models": {"ops", "modules", "data"},
     "optim": set(),
+    "tasks": {"data"},
 }
 
 

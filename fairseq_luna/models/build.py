@@ -14,6 +14,7 @@ from ..modules.decoder_layer import LunaDecoderLayer
 from ..modules.encoder_layer import LunaEncoderLayer
 from ..modules.feed_forward import FeedForward
 from ..modules.head_projection import HeadProjection, KeyValue
+from ..modules.linformer import LinformerAttention
 from ..modules.luna_attention import LunaAttention
 from ..modules.pack import Pack
 from ..modules.residual import Residual
@@ -43,6 +44,9 @@ def encoder_layer(cfg: Any, updates_packed: bool) -> nn.Module:
             pack_sharpness=PACK_SHARPNESS if cfg.pack_bias == "gaussian" else None,
             unpack_sharpness=UNPACK_SHARPNESS if cfg.encoder_unpack_bias == "gaussian" else None,
         )
+    elif cfg.encoder_self_attention == "linformer":
+        longest, length = cfg.max_source_positions, cfg.linformer_length
+        attn = LinformerAttention(dim, heads, longest, length, cfg.linformer_per_head, dropout)
     else:
         attn = SelfAttention(dim, heads, dropout)
     ffn = FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .feed_forward import FeedForward
 from .layer import Layer
+from .linformer import LinformerAttention
 from .luna_attention import LunaAttention
 from .recompute import recomputed
 from .residual import Residual
@@ -17,10 +18,10 @@ from .softmax_attention import SelfAttention
 class LunaEncoderLayer(Layer):
     """X_A, P' = LN(Y_X + X), LN(Y_P + P);  X' = LN(FFN(X_A) + X_A).
 
-    With ordinary self-attention P stays as it is.
+    With another self-attention P stays as it is.
 
     Args:
-        self_attn: Luna's attention or an ordinary one.
+        self_attn: Luna's attention, an ordinary one or Linformer's.
         ffn: the feed-forward.
         residual: makes a way around a block; takes `entered_only`.
         updates_packed: whether somebody reads P' of this layer.
@@ -30,7 +31,7 @@ class LunaEncoderLayer(Layer):
 
     def __init__(
         self,
-        self_attn: Union[LunaAttention, SelfAttention],
+        self_attn: Union[LunaAttention, SelfAttention, LinformerAttention],
         ffn: FeedForward,
         residual: "partial[Residual]",
         updates_packed: bool = True,

@@ -14,6 +14,7 @@ from .config import (
     BIASES,
     CAUSAL_MEANS,
     CROSS_ATTENTIONS,
+    ENCODER_ATTENTIONS,
     FOLLOWS,
     PACK_VALUES,
     SELF_ATTENTIONS,
@@ -45,7 +46,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
 
     dims = "encoder_embed_dim", "encoder_ffn_embed_dim", "decoder_embed_dim", "decoder_ffn_embed_dim"
     counts = "encoder_layers", "decoder_layers", "max_source_positions", "max_target_positions"
-    checks.check_sizes(values, ("projection_length", *dims, *counts, "quant_noise_pq_block_size"))
+    checks.check_sizes(values, ("projection_length", "linformer_length", *dims, *counts, "quant_noise_pq_block_size"))
     dropouts = "dropout", "attention_dropout", "activation_dropout", "word_dropout", "adaptive_softmax_dropout"
     checks.check_probabilities(values, (*dropouts, "encoder_layerdrop", "decoder_layerdrop", "quant_noise_pq"))
     checks.check_heads(
@@ -73,7 +74,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
             ("pack_bias", BIASES),
             ("pack_values", PACK_VALUES),
             ("encoder_unpack_bias", BIASES),
-            ("encoder_self_attention", SELF_ATTENTIONS),
+            ("encoder_self_attention", ENCODER_ATTENTIONS),
             ("decoder_self_attention", SELF_ATTENTIONS),
             ("cross_attention", CROSS_ATTENTIONS),
             ("inference_precision", list(PRODUCTS)),
@@ -134,6 +135,8 @@ def without_effect(cfg: Any) -> List[str]:
         "pack_bias": encoder or cross,
         "pack_values": encoder or cross,
         "encoder_unpack_bias": encoder,
+        "linformer_length": cfg.encoder_self_attention == "linformer",
+        "linformer_per_head": cfg.encoder_self_attention == "linformer",
         "encoder_projected_attention_heads": encoder,
         "decoder_projected_attention_heads": cross,
         "causal_activation": causal,

@@ -11,6 +11,7 @@ from ...ops.linear import PRODUCTS
 from .refused import RefusedSettings
 
 SELF_ATTENTIONS = "luna", "softmax"
+ENCODER_ATTENTIONS = (*SELF_ATTENTIONS, "linformer")
 CROSS_ATTENTIONS = "packed", "full"
 BIASES = "none", "gaussian"
 CAUSAL_MEANS = "flat", "decaying"
@@ -18,6 +19,7 @@ PACK_VALUES = "projected", "plain"
 
 CausalActivation = ChoiceEnum(list(CAUSAL_ACTIVATIONS))
 SelfAttention = ChoiceEnum(SELF_ATTENTIONS)
+EncoderAttention = ChoiceEnum(ENCODER_ATTENTIONS)
 CrossAttention = ChoiceEnum(CROSS_ATTENTIONS)
 Bias = ChoiceEnum(BIASES)
 CausalMean = ChoiceEnum(CAUSAL_MEANS)
@@ -73,8 +75,16 @@ class LunaTransformerConfig(RefusedSettings):
             "which slots a position of the encoder reads: all alike (none), or rather those near it (gaussian)"
         ),
     )
-    encoder_self_attention: SelfAttention = field(  # type: ignore[valid-type]
-        default="luna", metadata=_help("luna is linear in the length of the source, softmax is ordinary attention")
+    encoder_self_attention: EncoderAttention = field(  # type: ignore[valid-type]
+        default="luna",
+        metadata=_help(
+            "luna is linear in the length of the source, softmax is ordinary attention, linformer attends to learned "
+            "sums of up to --max-source-positions"
+        ),
+    )
+    linformer_length: int = field(default=128, metadata=_help("k, the number of Linformer's learned sums"))
+    linformer_per_head: bool = field(
+        default=False, metadata=_help("give each head of Linformer sums of its own, in place of one set for all")
     )
     decoder_self_attention: SelfAttention = field(  # type: ignore[valid-type]
         default="luna",

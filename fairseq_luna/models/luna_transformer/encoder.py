@@ -53,7 +53,10 @@ class LunaEncoder(FairseqEncoder):
         dim = cfg.encoder_embed_dim
         self.padding_idx = dictionary.pad()
         self.max_source_positions = cfg.max_source_positions
-        self.learned_pos = cfg.encoder_learned_pos
+        # what reaches no farther than so many positions
+        self.ends = "learned positions" if cfg.encoder_learned_pos else ""
+        if cfg.encoder_self_attention == "linformer":
+            self.ends = "Linformer's sums"
         self.fix_projection_length = cfg.fix_projection_length
 
         self.embed_tokens = embed_tokens
@@ -116,7 +119,7 @@ class LunaEncoder(FairseqEncoder):
         """Tokens (B, n) -> X after every layer, the last P, and what of both is padding.
 
         Raises:
-            ValueError: if the source is longer than learned positions reach.
+            ValueError: if the source is longer than learned positions or Linformer's sums reach.
         """
         x, packed, padding, slots = self.enter(src_tokens)
         # attention without a mask is faster
@@ -151,13 +154,12 @@ class LunaEncoder(FairseqEncoder):
         """Tokens (B, n) -> X (B, n, D) and P (B, l', D) of the first layer, the mask (B, n), and what is known of the
         slots. Raises as `encode` does."""
         padding = src_tokens.eq(self.padding_idx)
-        if self.learned_pos:
+        if self.ends and src_tokens.size(1) > self.max_source_positions:
             longest = int((~padding).sum(dim=1).max())
             if longest > self.max_source_positions:
                 raise ValueError(
                     f"--max-source-positions is {self.max_source_positions}, but a source of {longest} tokens came "
-                    "in: learned positions end there. Split the source, or train with more positions or without "
-                    "--encoder-learned-pos."
+                    f"in: {self.ends} end there. Split the source, or train with more positions."
                 )
         count, slots = self.slots(padding)
         x = self.embed(src_tokens)

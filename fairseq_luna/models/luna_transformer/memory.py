@@ -102,7 +102,7 @@ class LunaTransformerEncoder(LunaEncoder):
             An `EncodedSource` in fairseq's form, see there.
 
         Raises:
-            ValueError: if the source is longer than learned positions reach.
+            ValueError: if the source is longer than learned positions or Linformer's sums reach.
         """
         encoded = self.encode(src_tokens)
         source = self.source_of(encoded, src_tokens.eq(self.padding_idx))
