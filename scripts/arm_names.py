@@ -16,9 +16,10 @@ VARIANTS = {
     "softmaxencoder": ["--encoder-self-attention", "softmax"],
     "softmaxdecoder": ["--decoder-self-attention", "softmax"],
 }
+LINFORMER = ["--encoder-self-attention", "linformer", "--projection-length", "16"]
 PRECISIONS = {word: ["--inference-precision", word] for word in ("bf16", "int8")}
 OF_OPERATORS = ("untied", "decaying", "unfused")
-MODELS = f"luna-L, with any of -{', -'.join(VARIANTS)} behind, transformer, mine:ARCH (with its own feed-forward)"
+MODELS = f"luna-L, with any of -{', -'.join(VARIANTS)} behind, linformer-K (in the encoder, Luna-16 else), transformer, mine:ARCH (with its own feed-forward)"
 ARMS = {
     "train": MODELS,
     "decode": f"{MODELS}, any luna also with -bf16 or -int8, ctranslate2-float32, ctranslate2-int8",
@@ -62,6 +63,8 @@ def of_model(name: str, args: argparse.Namespace) -> Dict[str, Any]:
         if not args.user_dir:
             raise Problem(f"{name} needs --user-dir, the folder of the plugin")
         return {"arch": name[5:], "user_dir": args.user_dir, "options": []}
+    if kind == "linformer" and rest.isdigit() and int(rest):
+        return {"arch": "luna_transformer", "options": [*LINFORMER, "--linformer-length", rest]}
     slots, *words = rest.split("-")
     known = {**VARIANTS, **(PRECISIONS if args.command == "decode" else {})}
     if kind != "luna" or not slots.isdigit() or not set(known).issuperset(words):

@@ -72,7 +72,7 @@ COMMANDS = {
     "length": Command(
         "forward and backward of a byte-level classifier, encoder alone, after the paper's table of speed and memory",
         BYTES,
-        ["softmax", "fused", "luna-16", "luna-128", "luna-256"],
+        ["softmax", "fused", "linformer-128", "linformer-256", "luna-16", "luna-128", "luna-256"],
         points(length=[1024, 2048, 3072, 4096], tokens=[8192, 8192, 9216, 8192]),
         points(length=[32, 64], tokens=[64, 64]),
     ),
