@@ -19,7 +19,10 @@ VARIANTS = {
 LINFORMER = ["--encoder-self-attention", "linformer", "--projection-length", "16"]
 PRECISIONS = {word: ["--inference-precision", word] for word in ("bf16", "int8")}
 OF_OPERATORS = ("untied", "decaying", "unfused")
-MODELS = f"luna-L, with any of -{', -'.join(VARIANTS)} behind, linformer-K (in the encoder, Luna-16 else), transformer, mine:ARCH (with its own feed-forward)"
+MODELS = (
+    f"luna-L, with any of -{', -'.join(VARIANTS)} behind, linformer-K (in the encoder, Luna-16 else), transformer, "
+    "mine:ARCH (with its own feed-forward)"
+)
 ARMS = {
     "train": MODELS,
     "decode": f"{MODELS}, any luna also with -bf16 or -int8, ctranslate2-float32, ctranslate2-int8",
