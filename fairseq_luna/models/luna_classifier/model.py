@@ -97,10 +97,15 @@ class LunaClassifierModel(LoadsPruned, FairseqEncoderModel):
                 raise ValueError(
                     f"Text {number} has {len(tokens)} tokens, but the model reads 1 to {self.cfg.max_source_positions}."
                 )
-            net_output = self(tokens.unsqueeze(0).to(self.encoder.embed_tokens.weight.device))
-            probabilities = self.get_normalized_probs(net_output, log_probs=False)[0].tolist()
-            found.append(dict(sorted(zip(self.classes, probabilities), key=lambda pair: -pair[1])))
+            found.append(self.class_of(tokens))
         return found
+
+    @torch.no_grad()
+    def class_of(self, tokens: Tensor) -> Dict[str, float]:
+        """The probability of each class of a text's tokens, (n,), the likeliest first."""
+        net_output = self(tokens.unsqueeze(0).to(self.encoder.embed_tokens.weight.device))
+        probabilities = self.get_normalized_probs(net_output, log_probs=False)[0].tolist()
+        return dict(sorted(zip(self.classes, probabilities), key=lambda pair: -pair[1]))
 
     def tokens_of(self, text: Union[str, bytes]) -> Tensor:
         """The tokens of a text, (n,)."""
