@@ -250,7 +250,7 @@ class LanguageModels:
 
     def beginnings(self) -> List[str]:
         if self.args.beginnings:
-            return [line for line in read_lines(self.args.beginnings) if line.strip()]
+            return [line.strip() for line in read_lines(self.args.beginnings) if line.strip()]
         lines = [line for line in read_lines(self.texts / f"test.{self.args.lang}") if len(line.split()) > 3]
         return [" ".join(line.split()[:3]) for line in lines[:: max(1, len(lines) // CONTINUATIONS)][:CONTINUATIONS]]
 
