@@ -6,7 +6,6 @@ import argparse
 import difflib
 import math
 import sys
-import tarfile
 import time
 from functools import partial
 from pathlib import Path
@@ -29,12 +28,11 @@ from common import (
     read_lines,
     remove,
     run,
-    sha256,
     versions,
-    whole,
     write_json,
     write_text,
 )
+from embedded import unpack
 from generate import best
 from progress import TrainingLog, bar, draw
 from scores import score
@@ -84,7 +82,6 @@ DECODING = {"--beam": 5, "--lenpen": 1.0, "--max-len-a": 1.5, "--max-len-b": 10,
 # ----------------------------------------------------------------------------------------------------------------------
 
 SOURCE, TARGET = "en", "de"
-CORPUS = REPO / "data-prep" / "libreoffice-help"
 STAGES = "data", "training", "average", "translation", "score", "report"
 TRIAL_UPDATES = 30
 
@@ -215,13 +212,7 @@ class Quickstart:
     # ---- the stages
 
     def prepare(self) -> None:
-        archive = CORPUS / "libreoffice-help-en-de.tar.xz"
-        with whole(self.out / "corpus") as folder, tarfile.open(str(archive)) as files:
-            folder.mkdir()
-            for name, facts in read_json(CORPUS / "manifest.json")["files"].items():
-                (folder / name).write_bytes(files.extractfile(name).read())
-                if sha256(folder / name) != facts["sha256"]:
-                    raise Problem(f"{name} in {archive} is not the one of manifest.json: restore both with git")
+        unpack(self.out / "corpus")
         options = {f"--{split}": self.out / "corpus" / split for split in ("train", "valid", "test")}
         options.update({"--source": SOURCE, "--target": TARGET, "--vocab-size": RUN["vocabulary"], "--out": self.data})
         command = python(REPO / "data-prep" / "prepare_corpus.py", **options)

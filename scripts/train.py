@@ -111,7 +111,7 @@ class Training:
     @staticmethod
     def find_data(folder: Path) -> Path:
         for path in folder, folder.absolute().parent:
-            if list((path / "data-bin").glob("dict.*.txt")):
+            if list((path / "data-bin").glob("dict*.txt")):
                 return path.absolute()
         raise Problem(
             f"{folder} holds no data-bin/ with dictionaries: give --data the folder that data-prep/prepare-corpus.sh "
@@ -199,11 +199,12 @@ class Training:
                 draw(log, self.out / "learning-curve.png", f"{self.out.name} ({self.config.stem})")
         figures = ", ".join(f"{key} {value}" for key, value in log.figures().items())
         say(f"{log.updates:,} updates done: {figures}")
-        say(f"now: {quote(['bash', 'scripts/evaluate.sh', str(self.args.out or self.out)])}")
+        if self.languages():
+            say(f"now: {quote(['bash', 'scripts/evaluate.sh', str(self.args.out or self.out)])}")
 
     def check_settings(self, composed: Dict[str, Any]) -> bool:
         """Whether there is more to train; refuses to go on as another experiment, and says what else has changed."""
-        dictionaries = sorted((self.data / "data-bin").glob("dict.*.txt"))
+        dictionaries = sorted((self.data / "data-bin").glob("dict*.txt"))
         settings = {**composed, **{f"data: {path.name}": sha256(path) for path in dictionaries}}
         known = read_json(self.out / "settings.json")
         if self.checkpoint and known:
@@ -266,10 +267,7 @@ class Training:
             "hydra.run.dir": text(self.out),
             "hydra/job_logging": "stdout",
         }
-        for side in "source", "target":
-            lang = read_json(self.data / "manifest.json", {}).get("settings", {}).get(side)
-            if lang:
-                values[f"task.{side}_lang"] = lang
+        values.update((f"task.{side}_lang", lang) for side, lang in self.languages().items())
         if self.cpu:
             values.update({"common.cpu": "true", "common.fp16": "false", "common.bf16": "false"})
             values.update(
@@ -281,6 +279,11 @@ class Training:
         if self.checkpoint and self.checkpoint.name != "checkpoint_last.pt":
             values["checkpoint.restore_file"] = text(self.checkpoint)
         return {**values, **self.layout()}
+
+    def languages(self) -> Dict[str, str]:
+        """The languages of the data by side; none of data for a language model."""
+        settings = read_json(self.data / "manifest.json", {}).get("settings", {})
+        return {side: settings[side] for side in ("source", "target") if settings.get(side)}
 
     def layout(self) -> Dict[str, str]:
         """The layout for as many processes as there are, where the configuration has layouts."""

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Train language models on the embedded corpus, measure their perplexity, let them write. `--help` lists the options.
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+reuse_memory
+exec "$python" "$root/scripts/language_model.py" "$@"
