@@ -14,8 +14,9 @@ from functools import lru_cache, partial
 from html import escape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Union
 
+ARCHIVES = ".tgz", ".gz"
 CORPUS = Path(__file__).resolve().parent.parent / "data-prep" / "libreoffice-help" / "libreoffice-help-en-de.tar.xz"
 TRAINING = {
     "training-parallel-europarl-v7.tgz": "training/europarl-v7.de-en",
@@ -57,11 +58,20 @@ def sgm(text: List[str], lang: str) -> str:
     return opening + segments + "\n</p>\n</doc>\n</srcset>\n"
 
 
-def pack(path: Path, members: Dict[str, str]) -> None:
+def make_imdb(folder: Path, reviews: Dict[str, bytes]) -> None:
+    """Write the archive of film reviews with these: {"train/pos/7_9": text}, and with files that are none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    others = {"aclImdb/README": b"see the paper", "aclImdb/train/unsup/0_0.txt": b"of no class"}
+    members = {f"aclImdb/{name}.txt": text for name, text in reviews.items()}
+    pack(folder / "aclImdb_v1.tar.gz", {**others, **members})
+    sign(folder)
+
+
+def pack(path: Path, members: Dict[str, Union[str, bytes]]) -> None:
     """Write a .tgz of these members."""
     with tarfile.open(str(path), "w:gz") as archive:
         for name, text in members.items():
-            data = text.encode()
+            data = text if isinstance(text, bytes) else text.encode()
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
@@ -69,7 +79,8 @@ def pack(path: Path, members: Dict[str, str]) -> None:
 
 def sign(folder: Path) -> None:
     """Write SHA256SUMS for the archives as they are."""
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(folder.glob("*.tgz"))]
+    paths = (path for path in sorted(folder.iterdir()) if path.suffix in ARCHIVES)
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths]
     (folder / "SHA256SUMS").write_text("".join(sums))
 
 
@@ -92,7 +103,7 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(data) - first))
         self.end_headers()
-        end = first + self.server.most if self.server.most and path.suffix == ".tgz" else None
+        end = first + self.server.most if self.server.most and path.suffix in ARCHIVES else None
         self.wfile.write(data[first:end])
 
     def log_message(self, *_) -> None:

@@ -518,7 +518,8 @@ def test_official_archives_are_told_from_others(own_server, tmp_path):
     """By the sums that the product holds; here those of a mirror's files stand for them."""
     sys.path.insert(0, str(ROOT / "data-prep"))
     from corpus import Text
-    from prepare_wmt14 import Archive, Downloads, check_lines
+    from downloads import Archive, Downloads
+    from prepare_wmt14 import check_lines
 
     path = own_server.folder / "test.tgz"
     sum_of = hashlib.md5(path.read_bytes()).hexdigest()

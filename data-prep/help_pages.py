@@ -1,0 +1,28 @@
+"""The pages of the English LibreOffice help, as far as the embedded corpus has their sentences."""
+
+import lzma
+import tarfile
+from pathlib import Path
+from typing import Dict, List
+
+from corpus import SPLITS
+
+FOLDER = Path(__file__).resolve().parent / "libreoffice-help"
+CORPUS = FOLDER / "libreoffice-help-en-de.tar.xz"
+INDEX = FOLDER / "pages.txt.xz"
+
+
+def sentences() -> List[str]:
+    """All of the corpus in English, in the order of its files."""
+    with tarfile.open(str(CORPUS)) as archive:
+        texts = [archive.extractfile(f"{split}.en").read().decode() for split in SPLITS]  # type: ignore[union-attr]
+    return [sentence for text in texts for sentence in text.split("\n")[:-1]]
+
+
+def pages() -> Dict[str, List[int]]:
+    """By the name of each page, such as swriter/guide/anchor_object.html, the numbers of its sentences in order."""
+    found = {}
+    for line in lzma.decompress(INDEX.read_bytes()).decode().splitlines():
+        name, *numbers = line.split(" ")
+        found[name] = [int(number) for number in numbers]
+    return found
