@@ -1,8 +1,8 @@
 """Texts of one class each, as fairseq's sentence classification reads them.
 
-OUT/input0 holds the texts and OUT/label their classes: dict.txt and {train,valid,test}.{bin,idx}. A text has no end of
-sentence, and a class is one token. OUT/manifest.json tells what they are; it comes last, so that there is none of
-data that is not whole.
+OUT/data-bin/input0 holds the texts and OUT/data-bin/label their classes: dict.txt and {train,valid,test}.{bin,idx}. A
+text has no end of sentence, and a class is one token. OUT/manifest.json tells what they are; it comes last, so that
+there is none of data that is not whole.
 """
 
 import time
@@ -15,7 +15,9 @@ from common import Problem, differences, read_json, read_record, remove, sha256,
 from progress import bar
 
 Sample = Tuple[Any, str]  # the tokens of a text, (n,), and its class
-FILES = [f"{folder}/{split}.{kind}" for folder in ("input0", "label") for split in SPLITS for kind in ("bin", "idx")]
+FILES = [
+    f"data-bin/{folder}/{split}.{kind}" for folder in ("input0", "label") for split in SPLITS for kind in ("bin", "idx")
+]
 
 
 class Contents(NamedTuple):
@@ -58,10 +60,11 @@ def write(out: Path, settings: Dict[str, Any], contents: Contents, say: Callable
         labels.add_symbol(name)
     counts = {name: dict.fromkeys(SPLITS, 0) for name in contents.classes}
     longest = 0
-    with whole(out / "input0") as texts, whole(out / "label") as classes, bar(contents.total, "text") as shown:
-        for folder, dictionary in (texts, contents.dictionary), (classes, labels):
-            folder.mkdir()
-            dictionary.save(str(folder / "dict.txt"))
+    with whole(out / "data-bin") as folder, bar(contents.total, "text") as shown:
+        texts, classes = folder / "input0", folder / "label"
+        for part, dictionary in (texts, contents.dictionary), (classes, labels):
+            part.mkdir(parents=True)
+            dictionary.save(str(part / "dict.txt"))
         for split, samples in contents.splits.items():
             with builder(texts / split, contents.dictionary) as text, builder(classes / split, labels) as label:
                 for tokens, name in samples:

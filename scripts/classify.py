@@ -48,7 +48,7 @@ DATASETS = {
     "imdb": ("prepare_imdb.py", [], True),
 }
 USUAL: Dict[str, Any] = {"arms": list(ARMS), "length": [1000], "updates": 600, "size": "tiny"}
-QUICK = {"arms": ["transformer", "luna-16"], "length": [1000], "updates": 20, "size": "tiny"}
+QUICK = {"arms": ["transformer", "luna-16"], "length": [1000], "updates": 10, "size": "tiny"}
 SIZES = {"tiny": "luna_classifier_tiny", "text": "luna_classifier_text", "listops": "luna_classifier_listops"}
 VALIDATIONS = 6
 
@@ -151,12 +151,14 @@ class Classifiers:
         if not (data / "manifest.json").exists():
             words = [*words, *(["--length", str(length)] if length else [])]
             say(f"preparing {self.args.dataset}")
-            run([sys.executable, str(REPO / "data-prep" / script), *words, "--out", str(data)], None)
+            run(
+                [sys.executable, str(REPO / "data-prep" / script), *words, "--out", str(data)], self.out / "prepare.log"
+            )
         return data
 
     def train(self, place: Path, data: Path, longest: int, arm: str, seed: int) -> None:
         updates = self.args.updates
-        interval = -(-updates // VALIDATIONS)
+        interval = max(-(-updates // VALIDATIONS), min(updates, 50))
         settings = {
             "model": SIZES[self.args.size],
             **ARMS[arm],

@@ -74,8 +74,8 @@ def told(runs: List[Dict[str, Any]]) -> str:
 def of_data(facts: Dict[str, Any]) -> str:
     guess = facts["always guessing the largest class gives"]
     return (
-        f"{facts['name']}: {facts['texts']['train']:,} texts for training and {facts['texts']['test']:,} for the test, of "
-        f"up to {facts['longest text, in tokens']:,} {facts['token']}s, in {len(facts['classes'])} classes. Always "
+        f"{facts['name']}: {facts['texts']['train']:,} texts for training and {facts['texts']['test']:,} for the test, "
+        f"of up to {facts['longest text, in tokens']:,} {facts['token']}s, in {len(facts['classes'])} classes. Always "
         f"guessing {guess['class']} gives {100 * guess['accuracy']:.2f} %."
     )
 

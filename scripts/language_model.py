@@ -37,7 +37,7 @@ from language_model_report import report
 from language_model_use import continuations, perplexity, window_of
 from progress import TrainingLog
 from recipes import SentencePiece
-from train import MEETING, Training
+from trainings import train
 
 ARMS = {
     "luna-decaying": {"model": "luna_lm_tiny"},
@@ -212,10 +212,7 @@ class LanguageModels:
             "dataset.validate_interval_updates": interval,
             "checkpoint.save_interval_updates": interval,
         }
-        options = {"data": self.data, "out": place, "processes": 1, "cpu": self.args.cpu}
-        options.update((name.replace("-", "_"), None) for name in MEETING)
-        overrides = [f"{key}={value}" for key, value in settings.items()]
-        Training(argparse.Namespace(config=CONFIG, overrides=overrides, **options)).run()
+        train(CONFIG, place, self.data, settings, self.args.cpu)
 
     def measure(self, place: Path, arm: str, tokens: int, seed: int) -> Dict[str, Any]:
         """The figures of a training, its perplexity on the test set, and what its model writes."""

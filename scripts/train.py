@@ -111,7 +111,7 @@ class Training:
     @staticmethod
     def find_data(folder: Path) -> Path:
         for path in folder, folder.absolute().parent:
-            if list((path / "data-bin").glob("dict*.txt")):
+            if list((path / "data-bin").rglob("dict*.txt")):
                 return path.absolute()
         raise Problem(
             f"{folder} holds no data-bin/ with dictionaries: give --data the folder that data-prep/prepare-corpus.sh "
@@ -204,8 +204,9 @@ class Training:
 
     def check_settings(self, composed: Dict[str, Any]) -> bool:
         """Whether there is more to train; refuses to go on as another experiment, and says what else has changed."""
-        dictionaries = sorted((self.data / "data-bin").glob("dict*.txt"))
-        settings = {**composed, **{f"data: {path.name}": sha256(path) for path in dictionaries}}
+        folder = self.data / "data-bin"
+        dictionaries = sorted(folder.rglob("dict*.txt"))
+        settings = {**composed, **{f"data: {path.relative_to(folder)}": sha256(path) for path in dictionaries}}
         known = read_json(self.out / "settings.json")
         if self.checkpoint and known:
             # what the checkpoint says of its model is complete, and is what was trained

@@ -39,8 +39,9 @@ def read(out: Path, split: str) -> List[Tuple[List[str], str]]:
     """The tokens of each text and its class, through fairseq's own readers."""
     sides = []
     for folder in "input0", "label":
-        words = Dictionary.load(str(out / folder / "dict.txt"))
-        data = data_utils.load_indexed_dataset(str(out / folder / split), words)
+        place = out / "data-bin" / folder
+        words = Dictionary.load(str(place / "dict.txt"))
+        data = data_utils.load_indexed_dataset(str(place / split), words)
         sides.append([[words[number] for number in data[i]] for i in range(len(data))])
     return [(text, name) for text, (name,) in zip(*sides)]
 
@@ -50,7 +51,10 @@ def read_bytes(out: Path, split: str) -> List[Tuple[bytes, str]]:
 
 
 def files(out: Path) -> Dict[str, bytes]:
-    return {name: (out / name).read_bytes() for name in (*classification.FILES, "input0/dict.txt", "label/dict.txt")}
+    return {
+        name: (out / name).read_bytes()
+        for name in (*classification.FILES, "data-bin/input0/dict.txt", "data-bin/label/dict.txt")
+    }
 
 
 def manifest_of(out: Path) -> dict:
@@ -164,7 +168,7 @@ def test_listops_data(made, tmp_path, capsys):
     prepare_listops.prepare(tmp_path / "out", SMALL, SIZES, 1, 1)
     assert "holds this already" in capsys.readouterr().out
     assert times == [(tmp_path / "out" / name).stat().st_mtime_ns for name in before]
-    with open(tmp_path / "out" / "input0" / "valid.bin", "r+b") as file:
+    with open(tmp_path / "out" / "data-bin" / "input0" / "valid.bin", "r+b") as file:
         file.truncate(9)
     prepare_listops.prepare(tmp_path / "out", SMALL, SIZES, 1, 1)
     assert files(tmp_path / "out") == before
@@ -173,7 +177,7 @@ def test_listops_data(made, tmp_path, capsys):
 @pytest.mark.stock
 def test_fairseq_reads_it(made):
     """Through its task: the class is the number of its name among the classes."""
-    words, labels = (Dictionary.load(str(made / folder / "dict.txt")) for folder in ("input0", "label"))
+    words, labels = (Dictionary.load(str(made / "data-bin" / folder / "dict.txt")) for folder in ("input0", "label"))
     settings = {"data": str(made), "max_positions": 40, "seed": 1, "no_shuffle": True, "init_token": None}
     settings.update(shorten_method="none", shorten_data_split_list="", regression_target=False)
     settings.update(separator_token=None, add_prev_output_tokens=False, d2v2_multi=False)
@@ -191,10 +195,10 @@ def test_killed_run(made, tmp_path):
         target=prepare_listops.prepare, args=(out, listops.FULL, prepare_listops.SIZES[False], 1, 1)
     )
     process.start()
-    wait_until(lambda: (out / "input0.part" / "train.bin").exists())
+    wait_until(lambda: (out / "data-bin.part" / "input0" / "train.bin").exists())
     os.kill(process.pid, signal.SIGKILL)
     process.join(HANGS)
-    assert not (out / "manifest.json").exists() and not (out / "input0").exists()
+    assert not (out / "manifest.json").exists() and not (out / "data-bin").exists()
     prepare_listops.prepare(out, SMALL, SIZES, 1, 1)
     assert files(out) == files(made) and not list(out.rglob("*.part"))
 
@@ -293,7 +297,7 @@ def refused(served, out: Path) -> str:
     """What is said of an archive that will not do."""
     with pytest.raises(Problem) as caught:
         prepare_imdb.prepare(out, 100, 1, served.url)
-    assert not (out / "manifest.json").exists() and not (out / "input0").exists()
+    assert not (out / "manifest.json").exists() and not (out / "data-bin").exists()
     return str(caught.value)
 
 
