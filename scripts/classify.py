@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from average_checkpoints import count
-from classify_report import report
+from classify_report import GUESS, report
 from common import (
     REPO,
     Problem,
@@ -51,6 +51,8 @@ USUAL: Dict[str, Any] = {"arms": list(ARMS), "length": [1000], "updates": 600, "
 QUICK = {"arms": ["transformer", "luna-16"], "length": [1000], "updates": 10, "size": "tiny"}
 SIZES = {"tiny": "luna_classifier_tiny", "text": "luna_classifier_text", "listops": "luna_classifier_listops"}
 VALIDATIONS = 6
+# what a result tells of its data, of their manifest
+OF_DATA = "name", "settings", "token", "longest text, in tokens", "texts", "classes", GUESS
 
 
 def main() -> None:
@@ -186,6 +188,7 @@ class Classifiers:
             "updates": log.updates,
             "accuracy": right / texts,
             "texts": texts,
+            "data": {key: value for key, value in read_json(data / "manifest.json").items() if key in OF_DATA},
             "tokens a second": round(log.typical_words_per_second()),
             "peak memory (bytes)": log.peak_memory,
             "machine": machine(self.args.cpu),
@@ -197,9 +200,8 @@ class Classifiers:
         found.sort(key=lambda result: (result["length"], list(ARMS).index(result["arm"]), result["seed"]))
         command = quote(["bash", "scripts/classify.sh", *sys.argv[1:]])
         commands = list(dict.fromkeys([*read_json(self.out / "results.json", {}).get("commands", []), command]))
-        data = {path.parent.name: read_json(path) for path in sorted(self.out.glob("data*/manifest.json"))}
         settings = read_json(self.out / "settings.json")
-        report(self.out, {"runs": found, "settings": settings, "data": data, "commands": commands})
+        report(self.out, {"runs": found, "settings": settings, "commands": commands})
 
 
 def load(place: Path, data: Path) -> Any:

@@ -8,6 +8,7 @@ from common import whole, write_json, write_text
 from compare import table_of
 from progress import figure_for
 
+GUESS = "always guessing the largest class gives"  # in a manifest
 HEADS = "tokens", "arm", "parameters", "accuracy, %", "seeds", "time of an update", "memory"
 
 
@@ -16,11 +17,11 @@ def report(out: Path, results: Dict[str, Any]) -> None:
 
     Args:
         out: the folder.
-        results: runs, settings, data and commands, as results.json is to hold them.
+        results: runs, settings and commands, as results.json is to hold them.
     """
     runs = results["runs"]
     write_json(out / "results.json", results)
-    notes = [told(runs), *(of_data(facts) for facts in results["data"].values())]
+    notes = [told(runs), *dict.fromkeys(of_data(run["data"]) for run in runs)]
     if len({run["length"] for run in runs}) > 1:
         draw(runs, out / "accuracy.png")
         notes.append("![Accuracy by length](accuracy.png)")
@@ -72,7 +73,7 @@ def told(runs: List[Dict[str, Any]]) -> str:
 
 
 def of_data(facts: Dict[str, Any]) -> str:
-    guess = facts["always guessing the largest class gives"]
+    guess = facts[GUESS]
     return (
         f"{facts['name']}: {facts['texts']['train']:,} texts for training and {facts['texts']['test']:,} for the test, "
         f"of up to {facts['longest text, in tokens']:,} {facts['token']}s, in {len(facts['classes'])} classes. Always "

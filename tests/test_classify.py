@@ -33,13 +33,13 @@ LETTERS = ((b"x", "a"), (b"y", "b"))
 def test_arms_are_trained_and_compared(data, tmp_path):
     out = tmp_path / "out"
     words = "--cpu", "--updates", 30, "--out", out
-    call("scripts/classify.py", data, *words, "--arms", "linformer", "luna-16")
-    said = call("scripts/classify.py", data, *words, "--arms", "transformer", "luna-16")
+    call("scripts/classify.py", data, *words, "--arms", "luna-16")
+    said = call("scripts/classify.py", data, *words, "--arms", "linformer", "luna-16")
     runs = json.loads((out / "results.json").read_text())["runs"]
-    assert [run["arm"] for run in runs] == ["transformer", "linformer", "luna-16"]
+    assert [run["arm"] for run in runs] == ["linformer", "luna-16"]
     assert all(run["accuracy"] == 1 and run["texts"] == 10 and run["updates"] == 30 for run in runs)
     report = (out / "report.md").read_text()
-    assert "| 7 | luna-16 |" in report and "Always guessing a gives 50.00 %" in report and report.strip() in said
+    assert "| 7 | luna-16 |" in report and "Always guessing a gives 50.00 %" in report and "| luna-16 |" in said
     text, told = outputs(
         "scripts/classify.py", "--model", out / "7" / "luna-16" / "seed1", text="xxxx\n\nyyyyyyyyy\r\n"
     )
