@@ -65,7 +65,8 @@ def test_failures_are_told_at_once(tmp_path):
         f"    while 'the reason' not in open({str(log)!r}).read():\n        time.sleep(0.1)\n"
     )
     environment = {**ENV, "FAILURES_GO_TO": str(log), "PYTHONPATH": str(ROOT / "tests")}
-    environment.pop("PYTEST_XDIST_WORKER", None)  # of whoever runs this test
+    for name in "PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS":  # of whoever runs this test
+        environment.pop(name, None)
     command = [sys.executable, "-m", "pytest", "-n", "2", "-p", "conftest", "-p", "no:cacheprovider", str(tests)]
     assert gpu_check.timed(command, HANGS, log, environment) == "failed, exit code 1"
     text = log.read_text()

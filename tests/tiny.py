@@ -60,7 +60,6 @@ VARIANTS.update(
 )
 LINFORMER = {"encoder_self_attention": "linformer", "linformer_length": 5, "max_source_positions": 64}
 VARIANTS["linformer"] = {**LINFORMER, **PRE_NORM}
-VARIANTS["linformer-per-head"] = {**LINFORMER, "linformer_per_head": True, "cross_attention": "full"}
 TWO_DIMS = {**VARIANTS["two-dims"], **PRE_NORM}
 VARIANTS["two-dims-cross-full"] = {**TWO_DIMS, "cross_attention": "full", "pack_bias": "gaussian"}
 VARIANTS["two-dims-plain"] = {**TWO_DIMS, "pack_values": "plain", "decoder_projected_attention_heads": 8}
