@@ -99,6 +99,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.model and not args.dataset:
         parser.error("name a DATASET to train on, or a --model to classify with")
+    if args.length and not args.model and not DATASETS.get(args.dataset, ("", [], False))[2]:
+        parser.error(f"--length is for {', '.join(name for name, (*_, cut) in DATASETS.items() if cut)}")
     for name, value in (QUICK if args.quick else USUAL).items():
         setattr(args, name, getattr(args, name) or value)
     if not args.model and args.dataset not in DATASETS and not (Path(args.dataset) / "manifest.json").is_file():
@@ -241,12 +243,10 @@ def classify(place: Path) -> None:
     import_plugin()
     model, _ = load(place, place / "data")
     for number, line in enumerate(sys.stdin.buffer, 1):
-        text = line.rstrip(b"\r\n")
-        longest = model.max_positions()
-        if not text:
+        tokens, longest = model.tokens_of(line.rstrip(b"\r\n")), model.max_positions()
+        if not len(tokens):
             print("-\t0")
             continue
-        tokens = model.tokens_of(text)
         if len(tokens) > longest:
             told = f"classify: line {number} has {len(tokens):,} tokens: its first {longest:,} are read"
             print(told, file=sys.stderr)

@@ -137,7 +137,7 @@ def write(folder, split, rows, labels):
 
 
 def load(folder):
-    task = TextClassificationTask.setup_task(TextClassificationConfig(data=str(folder), max_source_positions=64))
+    task = TextClassificationTask.setup_task(TextClassificationConfig(data=str(folder), max_source_positions=64, seed=1))
     task.load_dataset("train")
     return task.dataset("train")
 
@@ -146,7 +146,7 @@ def load(folder):
     ("rows", "labels", "message"),
     [
         ([(b"a", "up"), (b"", "up")], ["up", "down"], "text 2 of train is empty"),
-        ([(b"a", "up"), (b"b", "sideways")], ["up", "down"], "label 2 of train is none of the 2 classes"),
+        ([(b"a", "up"), (b"b", "sideways")], ["up", "down"], "label 2 of train is not among the 2 classes"),
         ([(b"a", "up")], ["up"], "has 1 class: to classify takes at least two"),
     ],
 )
@@ -165,6 +165,21 @@ def test_texts_and_labels_of_different_numbers(tmp_path):
     (tmp_path / "other" / "label").rename(tmp_path / "label")
     with pytest.raises(ValueError, match="train has 2 texts, but 1 labels"):
         load(tmp_path)
+
+
+def test_the_end_of_sentence_that_fairseq_preprocess_writes_is_left_out(tmp_path):
+    words, labels = classes("a", "b"), classes("up", "down")
+    for part, dictionary, lines in (("input0", words, ["a b", "b"]), ("label", labels, ["up", "down"])):
+        (tmp_path / part).mkdir()
+        dictionary.save(str(tmp_path / part / "dict.txt"))
+        prefix = str(tmp_path / part / "train")
+        builder = indexed_dataset.make_builder(f"{prefix}.bin", impl="mmap", vocab_size=len(dictionary))
+        for line in lines:
+            builder.add_item(dictionary.encode_line(line, add_if_not_exist=False))
+        builder.finalize(f"{prefix}.idx")
+    data = load(tmp_path)
+    samples = {int(data[i]["id"]): data[i]["net_input.src_tokens"].tolist() for i in range(2)}
+    assert samples == {0: [4, 5], 1: [5]} and sorted(data.sizes[0]) == [1, 2]
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ def config_of(
     ]
     name = camel_case(arch) + "Config"
     config = make_dataclass(name, defaults, bases=(base,), namespace={"__module__": module["__name__"]})
+    config.__module__ = module["__name__"]  # Python 3.12 writes this file's there
     config.__doc__ = f"Settings of `{arch}`: {description}."
     module[name] = config
     return config

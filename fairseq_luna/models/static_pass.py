@@ -43,8 +43,8 @@ class StaticPass:
             for i, x in enumerate(inputs)
         ]
         self.parameters = trained(modules)
-        # In a capture they stand for the parameters: what adds up the gradients of those belongs to another stream as
-        # long as somebody holds it, such as DDP or the loss of the update before.
+        # They stand for the parameters, whose own accumulators of gradients may be bound to another stream: DDP, or the
+        # loss of the update before, keeps them alive. A capture must not touch those.
         self.aliases = [x.detach().requires_grad_() for x in self.parameters]
         self.wanted = [x for x in self.inputs if x is not None and x.requires_grad] + self.aliases
         # in place of which captured graphs may stand

@@ -3,7 +3,7 @@
 Launched one by one, their kernels keep a GPU waiting for the host at common sizes of a batch. Batches are padded to a
 few shapes. A shape that has come several times is captured, and replayed from then on. Some updates run without graphs:
 with layers that are drawn or computed again, quantisation noise, attention that is read, autocast, or hooks of modules,
-and where the gradients of another batch are still to be made. Dropout draws other numbers than without graphs.
+and while an earlier batch still waits for its backward pass. Dropout draws other numbers than without graphs.
 FAIRSEQ_LUNA_GRAPHS=0 in the environment turns them off.
 """
 
@@ -36,8 +36,8 @@ class Stack(NamedTuple):
 
     Attributes:
         modules: that it runs.
-        enter: of batches of tokens, (B, n) each, to what the layers read.
-        carry: of that, to features (B, n, D) of the last batch of tokens.
+        enter: turns batches of tokens, (B, n) each, into what the layers read.
+        carry: turns that into features (B, n, D) of the last batch of tokens.
         dictionaries: of each batch of tokens.
     """
 
@@ -57,10 +57,10 @@ class TrainingGraphs:
 
     def __init__(self, stack: Stack, capture: bool = True):
         self.stack, self.capture = stack, capture
-        self.all = [x for module in stack.modules for x in module.parameters()]
-        self.places = self.now()
+        self.parts = [part for module in stack.modules for part in module.modules()]
+        self.begun = self.now()
         self.parameters = trained(stack.modules)
-        self.passes: Dict[Shape, StaticPass] = {}
+        self.passes: Dict[Any, StaticPass] = {}  # by shape, and by which of its inputs have gradients
         self.seen: Counter[Shape] = Counter()
         self.most = MOST
         self.arena = Arena()
@@ -75,34 +75,49 @@ class TrainingGraphs:
         return type(None), ()
 
     def is_stale(self) -> bool:
-        """Whether the weights have moved, so that the graphs would read what was there before."""
-        return self.all[0] is not _first(self.stack) or self.places != self.now()
+        """Whether something has changed that the graphs hold: the place of a weight, a module, a mode."""
+        return self.parts[0] is not self.stack.modules[0] or self.begun != self.now()
 
-    def now(self) -> List[Tuple[int, bool]]:
-        """Where the weights are, and which are trained."""
-        return [(x.data_ptr(), x.requires_grad) for x in self.all]
+    def now(self) -> List[Any]:
+        """What the graphs hold besides the values of weights."""
+        held: List[Any] = []
+        for part in self.parts:
+            held += part.training, getattr(part, "p", None), *map(id, part._modules.values())
+            for x in part._parameters.values():
+                if x is not None:
+                    held += id(x), x.data_ptr(), x.requires_grad
+        return held
+
+    def is_watched(self) -> bool:
+        """Whether there are hooks of modules, which a replay would not call."""
+        return any(
+            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+            for part in self.parts
+        )
 
     def features(self, *tokens: Tensor) -> Optional[Tensor]:
         """Features (B, n, D) of the last of some batches of tokens, (B, n) each; None where no graph is to run."""
         shape = shape_of(tokens)
-        captured = self.passes.get(shape)
-        if captured is None:
-            self.seen[shape] += 1
-            if self.seen[shape] <= COMMON or len(self.passes) >= self.most or _has_hooks(self.stack):
-                return None
-        if self.underway is not None and self.underway() is not None:
+        self.seen[shape] += 1
+        waits = self.underway is not None and self.underway() is not None
+        if self.seen[shape] <= COMMON or not self.most or waits or self.is_watched():
             return None
         inputs = self.stack.enter(*map(padded, tokens, [shape[0]] * len(tokens), shape[1:], self.stack.dictionaries))
-        if captured is None:
-            captured = self.capture_pass(inputs)
-            if captured is None:
+        key = shape, tuple(x is not None and x.requires_grad for x in inputs)
+        if key not in self.passes:
+            made = self.capture_pass(inputs) if len(self.passes) < self.most else None
+            if made is None:
                 return None
-            self.passes[shape] = captured
-        out = _Replay.apply(self, captured, *inputs, *self.parameters)
-        return out[: len(tokens[-1]), : tokens[-1].size(1)]
+            self.passes[key] = made
+        out = _Replay.apply(self, self.passes[key], *inputs, *self.parameters)
+        return out[: len(tokens[-1]), : tokens[-1].size(1)].contiguous()
+
+    def version(self) -> int:
+        """A number that changes with the values of weights."""
+        return sum(x._version for x in self.parameters)
 
     def capture_pass(self, inputs: Inputs) -> Optional[StaticPass]:
-        """Graphs for inputs of these shapes; None where capturing fails, and from then on none is tried."""
+        """Graphs for inputs of these shapes; None where capturing fails, and from then on there are none."""
         made = StaticPass(self.stack.carry, inputs, self.stack.modules, self.arena)
         if not self.capture:
             return made
@@ -116,11 +131,13 @@ class TrainingGraphs:
                 made.run_forward, made.run_backward = record(whole, [made.compute, made.differentiate], self.pool)
         except RuntimeError as error:
             warnings.warn(
-                f"Training goes on without more CUDA graphs, more slowly: an update could not be captured ({error}). "
+                f"Training goes on without CUDA graphs, more slowly: an update could not be captured ({error}). "
                 f"{SWITCH}=0 turns them off.",
                 stacklevel=2,
             )
-            self.most = 0
+            # with all their memory, which may be what there was too little of
+            self.most, self.arena, self.pool = 0, Arena(), None
+            self.passes.clear()
             return None
         return made
 
@@ -131,7 +148,7 @@ def allowed(cfg: Any) -> bool:
 
 
 def renewed(graphs: Optional[TrainingGraphs], stack: Stack) -> Optional[TrainingGraphs]:
-    """Those of a stack where its weights are now: the ones of before, new ones, or None where it cannot be captured."""
+    """The graphs of a stack: the given ones if nothing has changed, else new ones; None where it cannot be captured."""
     if graphs is not None and not graphs.is_stale():
         return graphs
     suits = (
@@ -150,7 +167,7 @@ def trains(*modules: nn.Module) -> bool:
 
 
 def shape_of(tokens: Tuple[Tensor, ...]) -> Shape:
-    """The next larger shape of few, that batches of tokens, (B, n) each, are padded to."""
+    """The shape that batches of tokens, (B, n) each, are padded to: one of few, and as large at least."""
     return (many(len(tokens[0])), *(upwards(many(x.size(1)), 8) for x in tokens))
 
 
@@ -171,7 +188,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, graphs: TrainingGraphs, captured: StaticPass, *tensors: Optional[Tensor]) -> Tensor:
-        ctx.graphs, ctx.captured, ctx.ticket = graphs, captured, Ticket()
+        ctx.graphs, ctx.captured, ctx.ticket, ctx.version = graphs, captured, Ticket(), graphs.version()
         graphs.underway = weakref.ref(ctx.ticket)
         graphs.turn.random_(0, 2**30)
         with dispatch.turning(graphs.turn):
@@ -183,9 +200,11 @@ class _Replay(torch.autograd.Function):
         graphs = ctx.graphs
         if graphs.underway is None or graphs.underway() is not ctx.ticket:
             raise RuntimeError(
-                "The gradients of a batch were asked for a second time, or after those of a later batch, but a CUDA "
-                f"graph keeps what they need of one batch, and once. {SWITCH}=0 in the environment turns graphs off."
+                "Gradients of this batch were asked for twice, or after a later batch had run. A CUDA graph keeps what "
+                f"one batch needs, for one backward pass. {SWITCH}=0 in the environment turns graphs off."
             )
+        if ctx.version != graphs.version():
+            raise RuntimeError("Weights were changed in place between the forward and the backward pass.")
         with dispatch.turning(graphs.turn):
             gradients = ctx.captured.backward(d_out)
         graphs.underway = None
@@ -198,11 +217,3 @@ def _first(stack: Stack) -> Tensor:
 
 def _parts(stack: Stack) -> List[nn.Module]:
     return [part for module in stack.modules for part in module.modules()]
-
-
-def _has_hooks(stack: Stack) -> bool:
-    """Whether somebody watches modules, whom a replay would tell nothing."""
-    return any(
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-        for part in _parts(stack)
-    )

@@ -6,6 +6,7 @@ from typing import Any, Optional
 
 import numpy as np
 from fairseq.data import (
+    BaseWrapperDataset,
     Dictionary,
     IdDataset,
     NestedDictionaryDataset,
@@ -32,6 +33,28 @@ class TextClassificationConfig(FairseqDataclass):
     )
     max_source_positions: int = field(default=4096, metadata={"help": "longest text, in tokens"})
     seed: int = II("common.seed")
+
+
+class WithoutEnd(BaseWrapperDataset):
+    """Texts without the end of sentence that fairseq-preprocess puts behind them: there is nothing to be generated."""
+
+    def __init__(self, texts: Any, eos: int):
+        super().__init__(texts)
+        ends = [len(text) > 0 and int(text[-1]) == eos for text in map(texts.__getitem__, range(len(texts)))]
+        self.lengths = np.asarray(texts.sizes) - np.array(ends, dtype=int)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index][: self.lengths[index]]
+
+    @property
+    def sizes(self) -> Any:
+        return self.lengths
+
+    def num_tokens(self, index: int) -> int:
+        return int(self.lengths[index])
+
+    def size(self, index: int) -> int:
+        return int(self.lengths[index])
 
 
 @register_task("text_classification", dataclass=TextClassificationConfig)
@@ -79,7 +102,8 @@ class TextClassificationTask(FairseqTask):
         Raises:
             ValueError: if texts and labels are not as many, a text is empty, or a label is none of the classes.
         """
-        texts, labels = self.read("input0", split, self.dictionary), self.read("label", split, self.label_dictionary)
+        texts = WithoutEnd(self.read("input0", split, self.dictionary), self.dictionary.eos())
+        labels = self.read("label", split, self.label_dictionary)
         if len(texts) != len(labels):
             raise ValueError(f"{self.cfg.data}: {split} has {len(texts)} texts, but {len(labels)} labels.")
         empty = np.flatnonzero(np.asarray(texts.sizes) == 0)
@@ -91,8 +115,8 @@ class TextClassificationTask(FairseqTask):
             label = labels[number].tolist()
             if len(label) != 1 or not first <= label[0] < classes:
                 raise ValueError(
-                    f"{self.cfg.data}: label {number + 1} of {split} is none of the {classes - first} classes of "
-                    "label/dict.txt, which come from the training data."
+                    f"{self.cfg.data}: label {number + 1} of {split} is not among the {classes - first} classes in "
+                    "label/dict.txt, which lists those of the training data."
                 )
         data = NestedDictionaryDataset(
             {

@@ -56,6 +56,7 @@ LunaClassifierConfig = make_dataclass(
         "cross_attention": "none",
     },
 )
+LunaClassifierConfig.__module__ = __name__  # Python 3.12 writes another there
 LunaClassifierConfig.__doc__ = (
     "Settings of a classifier; names and meanings are those of the translation encoder, defaults those of its base."
 )

@@ -89,8 +89,8 @@ class LunaClassifierModel(LoadsPruned, FairseqEncoderModel):
         Raises:
             ValueError: if a text is empty, or longer than the model reads.
         """
+        trained, found = self.training, []
         self.eval()
-        found = []
         for number, text in enumerate(texts, 1):
             tokens = self.tokens_of(text)
             if not 0 < len(tokens) <= self.cfg.max_source_positions:
@@ -98,6 +98,7 @@ class LunaClassifierModel(LoadsPruned, FairseqEncoderModel):
                     f"Text {number} has {len(tokens)} tokens, but the model reads 1 to {self.cfg.max_source_positions}."
                 )
             found.append(self.class_of(tokens))
+        self.train(trained)
         return found
 
     @torch.no_grad()

@@ -63,11 +63,12 @@ class LunaLMDecoder(TokenDecoder):
 
         Returns:
             Logits (B, n, V), or features (B, n, D), and a dictionary with `inner_states`, X before the first and after
-            each layer at work, (n, B, D) each, and `attn`: [None].
+            each layer at work, (n, B, D) each, and `attn`: [None]. In training by CUDA graphs
+            (models/training_graphs.py) there are no `inner_states`.
         """
         features = self.replay(prev_output_tokens) if incremental_state is None and not features_only else None
         if features is not None:
-            return self.output_layer(features), {"attn": [None], "inner_states": []}
+            return self.output_layer(features), {"attn": [None]}
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
         return (x if features_only else self.output_layer(x)), extra
 
@@ -116,6 +117,10 @@ class LunaLMDecoder(TokenDecoder):
 
         parts = [part for part in (self.pack_queries, self.layers, self.layer_norm) if part is not None]
         return Stack(parts, enter, carry, [self.dictionary])
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "LunaLMDecoder":
+        self.graphs = None  # with the memory of the weights that were there
+        return super()._apply(*args, **kwargs)
 
     def packed(self) -> Tensor:
         """P, (1, l, D), without positions: a slot is told from another by what it learns."""

@@ -150,6 +150,10 @@ class LunaEncoder(FairseqEncoder):
         """What `carry` runs."""
         return [part for part in (self.layers, self.layer_norm, self.packed_layer_norm) if part is not None]
 
+    def _apply(self, *args: Any, **kwargs: Any) -> "LunaEncoder":
+        self.graphs = None
+        return super()._apply(*args, **kwargs)
+
     def enter(self, src_tokens: Tensor) -> Tuple[Tensor, Optional[Tensor], Tensor, SlotInfo]:
         """Tokens (B, n) -> X (B, n, D) and P (B, l', D) of the first layer, the mask (B, n), and what is known of the
         slots. Raises as `encode` does."""
@@ -192,8 +196,7 @@ class LunaEncoder(FairseqEncoder):
             padding: (B, n), True where the source is padded.
 
         Returns:
-            l' and what is known of the slots, whose mask is None only where all sentences have all of them by the
-            settings.
+            l' and what is known of the slots. The mask is None only with --fix-projection-length, or without P.
         """
         if self.packed_embedding is None:
             return 0, SlotInfo(None, None)

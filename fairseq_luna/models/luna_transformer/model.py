@@ -90,11 +90,12 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
     def forward(self, src_tokens: Tensor, src_lengths: Any, prev_output_tokens: Tensor, **kwargs: Any) -> Any:
         """As `LunaDecoder.forward`, whose arguments it takes, of a source (B, m) and a target (B, n).
 
+        In training by CUDA graphs (models/training_graphs.py) there are no `inner_states`.
         With --full-context-alignment the attention, if asked for, is that of a second pass of the decoder.
         """
         features = None if kwargs else self.replay(src_tokens, prev_output_tokens)
         if features is not None:
-            return self.decoder.output_layer(features), {"attn": [None], "inner_states": []}
+            return self.decoder.output_layer(features), {"attn": [None]}
         encoder_out = self.encoder(src_tokens, src_lengths)
         x, extra = self.decoder(prev_output_tokens, encoder_out, **kwargs)
         if self.full_context_alignment and extra["attn"][0] is not None:
@@ -126,6 +127,10 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
 
         parts = [part for part in (encoder.memory, decoder.layers, decoder.layer_norm) if part is not None]
         return Stack(encoder.parts() + parts, enter, carry, [encoder.dictionary, decoder.dictionary])
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "LunaTransformerModel":
+        self.graphs = None  # with the memory of the weights that were there
+        return super()._apply(*args, **kwargs)
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Called by fairseq before generating; leaves out what this generation does not read.
