@@ -137,7 +137,9 @@ def write(folder, split, rows, labels):
 
 
 def load(folder):
-    task = TextClassificationTask.setup_task(TextClassificationConfig(data=str(folder), max_source_positions=64, seed=1))
+    task = TextClassificationTask.setup_task(
+        TextClassificationConfig(data=str(folder), max_source_positions=64, seed=1)
+    )
     task.load_dataset("train")
     return task.dataset("train")
 

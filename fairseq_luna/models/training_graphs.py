@@ -82,10 +82,9 @@ class TrainingGraphs:
         """What the graphs hold besides the values of weights."""
         held: List[Any] = []
         for part in self.parts:
-            held += part.training, getattr(part, "p", None), *map(id, part._modules.values())
-            for x in part._parameters.values():
-                if x is not None:
-                    held += id(x), x.data_ptr(), x.requires_grad
+            own = part.__dict__  # an update should not wait for this
+            held += own["training"], own.get("p"), *own["_modules"].values()
+            held += [(id(x), x.data_ptr(), x.requires_grad) for x in own["_parameters"].values() if x is not None]
         return held
 
     def is_watched(self) -> bool:
