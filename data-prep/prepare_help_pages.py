@@ -13,7 +13,7 @@ from typing import Dict, Iterator, List, Set, Tuple
 from corpus import SPLITS, absolute, positive, taken  # isort: skip
 import help_pages
 from classification import Contents, Sample, prepared, source, write
-from common import entry, go_on_later, import_plugin
+from common import entry, import_plugin
 
 # the folders of the help
 APPLICATIONS = {
@@ -49,7 +49,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    go_on_later()
     prepare(args.out, args.length, args.seed)
 
 

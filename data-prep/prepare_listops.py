@@ -12,7 +12,7 @@ from typing import Iterator
 
 from corpus import absolute, positive, taken  # isort: skip
 from classification import Contents, Sample, prepared, write
-from common import entry, go_on_later
+from common import entry
 from listops import FULL, SHORT, WORDS, samples
 
 SIZES = {
@@ -43,7 +43,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    go_on_later()
     prepare(args.out, SHORT if args.short else FULL, SIZES[args.short], args.seed, args.workers)
 
 

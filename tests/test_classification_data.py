@@ -238,11 +238,14 @@ def test_an_empty_text_is_refused(tmp_path):
 
 
 @pytest.mark.stock
-def test_help_pages(tmp_path):
+def test_help_pages(tmp_path, capsys):
     out = tmp_path / "out"
-    said = call("data-prep/prepare_help_pages.py", "--out", out, "--length", "3000")
+    prepare_help_pages.prepare(out, 3000, 1)
     manifest = manifest_of(out)
-    assert f"{manifest['texts']['train']:>9,}  train texts, of up to 3,000 bytes" in said
+    assert f"{manifest['texts']['train']:>9,}  train texts, of up to 3,000 bytes" in capsys.readouterr().out
+    command = ["data-prep/prepare_help_pages.py", "--out", out, "--length"]
+    assert f"{out} holds this already" in call(*command, "3000")
+    assert "must be at least 1, but is 0" in call(*command, "0", code=2)
     assert manifest["longest text, in tokens"] == 3000 and manifest["texts"]["test"] > 70
     assert all(min(count.values()) > 0 for count in manifest["classes"].values())
     assert 0.3 < manifest["always guessing the largest class gives"]["accuracy"] < 0.35
