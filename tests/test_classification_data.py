@@ -178,7 +178,7 @@ def test_listops_data(made, tmp_path, capsys):
 def test_fairseq_reads_it(made):
     """Through its task: the class is the number of its name among the classes."""
     words, labels = (Dictionary.load(str(made / "data-bin" / folder / "dict.txt")) for folder in ("input0", "label"))
-    settings = {"data": str(made), "max_positions": 40, "seed": 1, "no_shuffle": True, "init_token": None}
+    settings = {"data": str(made / "data-bin"), "max_positions": 40, "seed": 1, "no_shuffle": True, "init_token": None}
     settings.update(shorten_method="none", shorten_data_split_list="", regression_target=False)
     settings.update(separator_token=None, add_prev_output_tokens=False, d2v2_multi=False)
     task = SentencePredictionTask(SimpleNamespace(**settings), words, labels)
