@@ -52,7 +52,7 @@ WARMUP = 200  # updates; at most a quarter of the training
 VALIDATIONS, LEAST_INTERVAL = 10, 20  # of a training; updates from one to the next
 CONTINUATIONS = 10
 USUAL = {"arms": ["luna-decaying"], "context": [512], "updates": 1500}
-QUICK = {"arms": ["luna-decaying", "transformer"], "context": [64], "updates": 40}
+QUICK = {"arms": ["luna-decaying", "transformer"], "context": [64], "updates": 20}
 
 
 def main() -> None:

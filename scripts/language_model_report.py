@@ -55,7 +55,7 @@ def notes_on(runs: List[Dict[str, Any]]) -> str:
         "Perplexity per piece of the test set, of the model with the lowest validation loss, by fairseq-eval-lm: "
         "each piece is predicted from at least three quarters of the context (`--context-window`), where the text has "
         "as many before it. Speed and memory are those of the training process (of one that was not killed), on "
-        f"{' or '.join(machines)}."
+        f"{' or '.join(machines)}; on a CPU memory is all that the process held at its peak, imports included."
     )
 
 
