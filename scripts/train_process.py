@@ -1,8 +1,10 @@
 """One process of a training, started by train.py: fairseq-hydra-train with the plugin, in its place among them."""
 
 import os
+import re
 import resource
 import sys
+from pathlib import Path
 
 from common import die_with_parent
 
@@ -36,6 +38,10 @@ def peak_memory() -> int:
 
     if torch.cuda.is_available() and torch.cuda.max_memory_reserved():
         return torch.cuda.max_memory_reserved()
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    if found:  # what getrusage tells begins with the memory of the process that started this one
+        return int(found.group(1)) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
