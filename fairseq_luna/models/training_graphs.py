@@ -83,7 +83,7 @@ class TrainingGraphs:
         held: List[Any] = []
         for part in self.parts:
             own = part.__dict__  # an update should not wait for this
-            held += own["training"], own.get("p"), *own["_modules"].values()
+            held += [own["training"], own.get("p"), *own["_modules"].values()]
             held += [(id(x), x.data_ptr(), x.requires_grad) for x in own["_parameters"].values() if x is not None]
         return held
 
