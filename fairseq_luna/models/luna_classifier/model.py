@@ -50,7 +50,8 @@ class LunaClassifierModel(LoadsPruned, FairseqEncoderModel):
         number = len(classes) - classes.nspecial
         head = ClassificationHead(cfg.encoder_embed_dim, number, cfg.pooling == "first", cfg.activation_fn, cfg.dropout)
         model.classification_heads = nn.ModuleDict({HEAD: head})
-        model.cfg, model.classes = cfg, classes.symbols[classes.nspecial :]
+        model.cfg = model.args = cfg  # the criterion of fairseq 0.12.2 looks for `args`
+        model.classes = classes.symbols[classes.nspecial :]
         model.layers_to_keep = {"encoder": cfg.encoder_layers_to_keep}
         if cfg.quant_noise_pq > 0:
             add_noise(model.encoder.layers, cfg.quant_noise_pq, cfg.quant_noise_pq_block_size)
