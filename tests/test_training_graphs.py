@@ -234,6 +234,14 @@ def test_a_parameter_or_a_module_that_is_replaced_is_noticed():
         assert fixed.graphs.is_stale()
 
 
+def test_a_stack_that_is_replaced_whole_is_noticed(monkeypatch):
+    monkeypatch.setattr(training_graphs, "can_capture", lambda device: False)
+    _, fixed = pair()
+    assert training_graphs.renewed(fixed.graphs, fixed.stack()) is fixed.graphs
+    fixed.decoder.layers = copy.deepcopy(fixed.decoder.layers)
+    assert training_graphs.renewed(fixed.graphs, fixed.stack()) is None
+
+
 def test_weights_that_change_before_the_gradients_are_told():
     _, fixed = pair()
     first = batch(*BATCHES[0])

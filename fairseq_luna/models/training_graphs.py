@@ -57,7 +57,7 @@ class TrainingGraphs:
 
     def __init__(self, stack: Stack, capture: bool = True):
         self.stack, self.capture = stack, capture
-        self.parts = [part for module in stack.modules for part in module.modules()]
+        self.parts = _parts(stack)
         self.begun = self.now()
         self.parameters = trained(stack.modules)
         self.passes: Dict[Any, StaticPass] = {}  # by shape, and by which of its inputs have gradients
@@ -76,7 +76,7 @@ class TrainingGraphs:
 
     def is_stale(self) -> bool:
         """Whether something has changed that the graphs hold: the place of a weight, a module, a mode."""
-        return self.parts[0] is not self.stack.modules[0] or self.begun != self.now()
+        return self.begun != self.now()
 
     def now(self) -> List[Any]:
         """What the graphs hold besides the values of weights."""
@@ -148,7 +148,7 @@ def allowed(cfg: Any) -> bool:
 
 def renewed(graphs: Optional[TrainingGraphs], stack: Stack) -> Optional[TrainingGraphs]:
     """The graphs of a stack: the given ones if nothing has changed, else new ones; None where it cannot be captured."""
-    if graphs is not None and not graphs.is_stale():
+    if graphs is not None and graphs.stack.modules == stack.modules and not graphs.is_stale():
         return graphs
     suits = (
         can_capture(_first(stack).device)
