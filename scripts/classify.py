@@ -18,20 +18,17 @@ from common import (
     REPO,
     Problem,
     alone,
-    claim,
-    differences,
     entry,
     go_on_later,
     import_plugin,
     machine,
-    quote,
     read_json,
     run,
     versions,
     write_json,
 )
 from progress import TrainingLog
-from trainings import train
+from trainings import begin, commands, train
 
 ARMS: Dict[str, Dict[str, Any]] = {
     "transformer": {"model.encoder_self_attention": "softmax"},
@@ -124,13 +121,7 @@ class Classifiers:
     def run(self) -> None:
         args = self.args
         settings = {"dataset": args.dataset, "--updates": args.updates, "--size": args.size}
-        begun = read_json(self.out / "settings.json")
-        if begun and begun != settings:
-            raise Problem(
-                f"{self.out} was begun with other settings: {'; '.join(differences(begun, settings))}. "
-                "Go on with the same ones, or begin anew with another --out"
-            )
-        claim(self.out, settings)
+        begin(self.out, settings)
         import_plugin()
         # seed by seed, so that what is cut short has compared all arms
         places = [(length, arm, seed) for seed in args.seeds for length in args.length for arm in args.arms]
@@ -200,10 +191,8 @@ class Classifiers:
     def write_report(self) -> None:
         found = [read_json(path) for path in self.out.glob("*/*/seed*/result.json")]
         found.sort(key=lambda result: (result["length"], list(ARMS).index(result["arm"]), result["seed"]))
-        command = quote(["bash", "scripts/classify.sh", *sys.argv[1:]])
-        commands = list(dict.fromkeys([*read_json(self.out / "results.json", {}).get("commands", []), command]))
         settings = read_json(self.out / "settings.json")
-        report(self.out, {"runs": found, "settings": settings, "commands": commands})
+        report(self.out, {"runs": found, "settings": settings, "commands": commands(self.out, "scripts/classify.sh")})
 
 
 def load(place: Path, data: Path) -> Any:

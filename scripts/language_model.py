@@ -16,13 +16,10 @@ from common import (
     USER_DIR,
     Problem,
     alone,
-    claim,
-    differences,
     entry,
     go_on_later,
     import_plugin,
     machine,
-    quote,
     read_json,
     read_lines,
     run,
@@ -37,7 +34,7 @@ from language_model_report import report
 from language_model_use import continuations, perplexity, window_of
 from progress import TrainingLog
 from recipes import SentencePiece
-from trainings import train
+from trainings import begin, commands, train
 
 ARMS = {
     "luna-decaying": {"model": "luna_lm_tiny"},
@@ -164,13 +161,7 @@ class LanguageModels:
         settings: Dict[str, Any] = {"--lang": args.lang, "--updates": args.updates, "vocabulary": VOCABULARY}
         settings["--text"] = args.text and [sha256(self.texts / f"{split}.{args.lang}") for split in SPLITS]
         settings["--beginnings"] = args.beginnings and list(read_lines(args.beginnings))
-        begun = read_json(self.out / "settings.json")
-        if begun and begun != settings:
-            raise Problem(
-                f"{self.out} was begun with other settings: {'; '.join(differences(begun, settings))}. "
-                "Go on with the same ones, or begin anew with another --out"
-            )
-        claim(self.out, settings)
+        begin(self.out, settings)
 
     # ---- the stages
 
@@ -267,11 +258,17 @@ class LanguageModels:
     def write_report(self) -> None:
         found = [read_json(path) for path in self.out.glob("*/context*-seed*/result.json")]
         found.sort(key=lambda result: (result["context"], list(ARMS).index(result["arm"]), result["seed"]))
-        command = quote(["bash", "scripts/language-model.sh", *sys.argv[1:]])
-        commands = list(dict.fromkeys([*read_json(self.out / "results.json", {}).get("commands", []), command]))
         settings = read_json(self.out / "settings.json")
         data = read_json(self.data / "manifest.json")
-        report(self.out, {"runs": found, "settings": settings, "data": data, "commands": commands})
+        report(
+            self.out,
+            {
+                "runs": found,
+                "settings": settings,
+                "data": data,
+                "commands": commands(self.out, "scripts/language-model.sh"),
+            },
+        )
 
 
 if __name__ == "__main__":

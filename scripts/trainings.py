@@ -1,10 +1,33 @@
-"""A training as train.sh makes it, as a step of a larger command."""
+"""Trainings as train.sh makes them, as steps of a larger command that goes on where it was."""
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
+from common import Problem, claim, differences, quote, read_json
 from train import MEETING, Training
+
+
+def begin(out: Path, settings: Dict[str, Any]) -> None:
+    """Take a folder for trainings with these settings.
+
+    Raises:
+        Problem: if it was begun with others.
+    """
+    begun = read_json(out / "settings.json")
+    if begun and begun != settings:
+        raise Problem(
+            f"{out} was begun with other settings: {'; '.join(differences(begun, settings))}. "
+            "Go on with the same ones, or begin anew with another --out"
+        )
+    claim(out, settings)
+
+
+def commands(out: Path, script: str) -> List[str]:
+    """The commands that made the results in a folder, with this one as the last."""
+    before = read_json(out / "results.json", {}).get("commands", [])
+    return list(dict.fromkeys([*before, quote(["bash", script, *sys.argv[1:]])]))
 
 
 def train(config: str, place: Path, data: Path, settings: Dict[str, Any], cpu: bool) -> None:
