@@ -48,7 +48,8 @@ from common import (  # noqa: E402
     write_json,
 )
 from progress import bar  # noqa: E402
-from recipes import RECIPES, Recipe  # noqa: E402
+
+from fairseq_luna.text.recipes import RECIPES, MosesBPE, Recipe, SentencePiece  # noqa: E402
 
 SPLITS = "train", "valid", "test"
 BLOCK = 2_000  # lines that go to a process at once, unless these have so many
@@ -407,7 +408,7 @@ class Corpus:
         lines = texts[f"train.{self.args.source}"]
         if self.recipe.name == "sentencepiece":
             used = min(lines, SAMPLE // 2)
-            apart(learn_pieces, self.recipe, self.args.vocab_size, paths, lines, used)
+            apart(learn_pieces, self.recipe.path, self.args.vocab_size, paths, lines, used)
             return {"lines": 2 * used, "learnt from": {"lines": 2 * used, "of": 2 * lines}}
         counts: Counter = Counter()
         with bar(2 * lines, "line") as shown:
@@ -418,7 +419,7 @@ class Corpus:
         words = len(counts)
         frequent = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:WORDS])
         del counts
-        apart(learn_merges, self.recipe, self.args.vocab_size, frequent)
+        apart(learn_merges, self.recipe.path, self.args.vocab_size, frequent)
         return {"lines": 2 * lines, "learnt from": {"words": len(frequent), "of": words}}
 
     def split(self) -> dict:
@@ -687,7 +688,7 @@ def count_pieces(text: str) -> int:
     return len(text.split())
 
 
-def learn_pieces(recipe: Recipe, size: int, paths: List[Path], lines: int, taken: int) -> None:
+def learn_pieces(path: Path, size: int, paths: List[Path], lines: int, taken: int) -> None:
     """From `taken` of the `lines` lines of each text, evenly spread."""
 
     def sample() -> Iterator[str]:
@@ -698,11 +699,11 @@ def learn_pieces(recipe: Recipe, size: int, paths: List[Path], lines: int, taken
                         shown.update()
                         yield line
 
-    recipe.learn(sample(), recipe.path, size)  # type: ignore[attr-defined]
+    SentencePiece.learn(sample(), path, size)
 
 
-def learn_merges(recipe: Recipe, size: int, counts: Dict[str, int]) -> None:
-    recipe.learn(counts, recipe.path, size)  # type: ignore[attr-defined]
+def learn_merges(path: Path, size: int, counts: Dict[str, int]) -> None:
+    MosesBPE.learn(counts, path, size)
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
@@ -749,8 +750,10 @@ def apart(work: Callable, *args: Any) -> Any:
 @contextmanager
 def processes(workers: int, recipe: Optional[Recipe] = None) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
+    # in words: to take in one of its objects, a process would import the whole plugin
+    told = (recipe.name, str(recipe.folder), recipe.source, recipe.target) if recipe else None
     try:
-        with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(os.getpid(), recipe)) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(os.getpid(), told)) as pool:
             try:
                 yield pool
             except BaseException:
@@ -764,7 +767,7 @@ def processes(workers: int, recipe: Optional[Recipe] = None) -> Iterator[Process
         ) from None
 
 
-def begin(parent: int, recipe: Optional[Recipe]) -> None:
+def begin(parent: int, told: Optional[Tuple[str, str, str, str]]) -> None:
     """In a process that starts: end with the one that started it, and leave Ctrl-C to that."""
     die_with_parent()
     if os.getppid() != parent:  # which was killed before that took hold
@@ -772,7 +775,9 @@ def begin(parent: int, recipe: Optional[Recipe]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not sys.stderr.isatty():
         os.environ["TQDM_MININTERVAL"] = "60"  # for the bar of subword-nmt, which would fill a log
-    hold(recipe)
+    if told:
+        name, folder, source, target = told
+        hold(RECIPES[name](Path(folder), source, target))
 
 
 def hold(recipe: Optional[Recipe]) -> None:

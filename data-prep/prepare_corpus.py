@@ -7,8 +7,9 @@ import argparse
 from pathlib import Path
 
 from corpus import SPLITS, Corpus, Text, absolute, add_options, positive, settings_of, stamp, taken  # isort: skip
-import recipes
 from common import Problem, entry, go_on_later, read_json, sha256, write_json
+
+from fairseq_luna.text import recipes
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,8 +1,19 @@
 """Luna, linear unified nested attention (arXiv 2106.01540), for fairseq: translation, language models, long texts."""
 
+from typing import Any
+
 from .versions import __version__, require_fairseq, run_as_command
 
-__all__ = ["__version__"]
+__all__ = ["Translator", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported only where it is used: a training has no need of it."""
+    if name == "Translator":
+        from .generation.translator import Translator
+
+        return Translator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _refuse_taken(registry: str, name: str) -> None:

@@ -1,15 +1,11 @@
-"""What the scripts share: errors for the user, files that are whole or absent, lines, running commands."""
+"""What the scripts share: errors for the user, files, folders of runs, running commands."""
 
 import ctypes
 import fcntl
-import hashlib
-import json
 import logging
 import os
 import platform
-import runpy
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,12 +17,14 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional
 
+import light  # noqa: F401  before what it lends
+
+from fairseq_luna.errors import Problem
+from fairseq_luna.files import read_json, read_lines, remove, sha256, whole, write_json, write_text  # noqa: F401
+from fairseq_luna.versions import versions  # noqa: F401
+
 REPO = Path(__file__).resolve().parent.parent
 USER_DIR = REPO / "fairseq_luna"
-
-
-class Problem(Exception):
-    """Something for the user to put right, told in a sentence."""
 
 
 def entry(name: str, main: Callable[[], None]) -> None:
@@ -68,38 +66,6 @@ def alone(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or folder to; it takes the place of `path` only once complete."""
-    beside = path.with_name(path.name + ".part")
-    remove(beside)
-    yield beside
-    if beside.is_dir():
-        remove(path)
-    os.replace(beside, path)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif path.exists():
-        path.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    with whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path, default: Any = None) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
-
-
 def read_record(path: Path) -> dict:
     """What a script noted there of its output; nothing where no file is, or one that is not of a script."""
     try:
@@ -109,19 +75,6 @@ def read_record(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, split at newlines alone (not, as str.splitlines does, at U+2028 and others)."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.rstrip(b"\r\n").decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise Problem(
-                    f"{path}, line {number} is not UTF-8 ({error.reason} at byte {error.start + 1} of the line): "
-                    "convert the file, or remove the line from both sides"
-                ) from None
-
-
 def claim(folder: Path, settings: dict) -> None:
     """Make `folder` one of ours by its settings.json, so that nobody else's files are ever overwritten."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,14 +82,6 @@ def claim(folder: Path, settings: dict) -> None:
     if not path.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise Problem(f"{folder} holds files that are not of an earlier run: choose another --out")
     write_json(path, settings)
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def differences(old: dict, new: dict) -> List[str]:
@@ -221,11 +166,6 @@ def quote(command: List[str]) -> str:
     return " ".join(shlex.quote(word) for word in command)
 
 
-def one_line(text: str) -> str:
-    """Text without line breaks: a model that can spell bytes can spell those too."""
-    return " ".join(text.splitlines())
-
-
 def import_plugin(user_dir: Optional[str] = None) -> None:
     """Import fairseq and fairseq_luna, or another plugin in its place.
 
@@ -235,11 +175,6 @@ def import_plugin(user_dir: Optional[str] = None) -> None:
 
     import_user_module(Namespace(user_dir=user_dir or str(USER_DIR)))
     logging.getLogger().setLevel(logging.WARNING)
-
-
-def versions() -> Dict[str, str]:
-    """The versions of what a result depends on, found by the plugin's own list without importing any of it."""
-    return runpy.run_path(str(USER_DIR / "versions.py"))["versions"]()
 
 
 def machine(cpu: bool) -> dict:

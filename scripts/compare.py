@@ -17,7 +17,6 @@ from pathlib import Path
 from queue import Queue
 from typing import Any, Dict, List, Optional, Set
 
-import recipes
 from average_checkpoints import average_last, count
 from common import (
     REPO,
@@ -42,6 +41,8 @@ from progress import TrainingLog, draw_by_length, draw_curves
 from scores import RESAMPLES, by_length, compare, has_todays_lengths, score
 from train import Training
 from train import text as hydra_text
+
+from fairseq_luna.text import recipes
 
 STUDIES = REPO / "configs" / "compare"
 SCORES = "BLEU", "chrF"

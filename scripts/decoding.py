@@ -1,14 +1,12 @@
-"""What translate.py and generate.py share: the options of the search, what it prints, models that work together."""
+"""What translate.py and generate.py share: the options of the search, and what it prints."""
 
 import argparse
 import math
-import sys
 from pathlib import Path
-from typing import Any, Container, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
-import recipes
 from average_checkpoints import count
-from common import Problem, read_lines, sha256
+from common import read_lines
 
 SCORE = (
     "SCORE is fairseq's, as its H- lines have it: the sum of the base 2 logarithms of the probabilities of all pieces "
@@ -112,48 +110,9 @@ def possible(settings: Dict[str, Any], dictionary: Path) -> Dict[str, Any]:
     return {**settings, "sampling_topk": min(few, special + sum(1 for _ in read_lines(dictionary)))}
 
 
-def lift_limits(model: Any) -> None:
-    """Let a model read and write texts of any length, where its positions are not learned: they go on for ever."""
-    from fairseq.modules import LearnedPositionalEmbedding
-
-    for name, limit in ("encoder", "max_source_positions"), ("decoder", "max_target_positions"):
-        side = getattr(model, name, None)
-        if hasattr(side, limit) and not isinstance(getattr(side, "embed_positions", None), LearnedPositionalEmbedding):
-            setattr(side, limit, sys.maxsize)
-
-
 def flags(settings: Dict[str, Any]) -> List[str]:
     """Settings of the search as flags of fairseq."""
     found: List[str] = []
     for name, value in settings.items():
         found += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return found
-
-
-def forced_pieces(recipe: recipes.Recipe, text: str, known: Container[str], what: str) -> List[str]:
-    """The pieces of a text that a translation is to hold; a Problem where they are not all `known`."""
-    pieces = recipe.encode([text], recipe.target)[0]
-    unknown = [piece for piece in pieces if piece not in known]
-    if unknown or not pieces:
-        lacks = " and ".join(unknown) if unknown else "pieces for it"
-        raise Problem(f"{what} {text!r} cannot be forced: the vocabulary lacks {lacks}; give it in other words")
-    return pieces
-
-
-def agree(folders: Sequence[Path]) -> None:
-    """Refuse data folders whose models cannot translate together, since their pieces or dictionaries differ."""
-    first = recipes.load(folders[0])
-    languages = first.source, first.target
-    for folder in folders[1:]:
-        other = recipes.load(folder)
-        if (other.source, other.target) != languages:
-            raise Problem(
-                f"{folder} is of {other.source}-{other.target}, but {folders[0]} of {'-'.join(languages)}: the models "
-                "of an ensemble must translate the same pair of languages"
-            )
-        for name in (first.model, *(f"data-bin/dict.{lang}.txt" for lang in languages)):
-            if not (folder / name).exists() or sha256(folder / name) != sha256(folders[0] / name):
-                raise Problem(
-                    f"{folder} has not the {name} of {folders[0]}, but the models of an ensemble must have the same "
-                    "vocabulary: train them on the same data, or on data prepared with --vocabulary-of"
-                )

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any, List, Optional
 
-import recipes
 from average_checkpoints import average_last, count, count_updates, record_of
 from common import (
     Problem,
@@ -28,6 +27,8 @@ from common import (
 from generate import add_options, file_name, fingerprint, generate, parse
 from progress import draw_by_length
 from scores import RESAMPLES, by_length, compare, compound_split_bleu, has_todays_lengths, score
+
+from fairseq_luna.text import recipes
 
 LENPEN, LENPENS = 0.6, [0.2, 0.4, 0.6, 0.8, 1.0, 1.2]
 

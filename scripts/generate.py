@@ -19,7 +19,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-import recipes
 from average_checkpoints import count
 from common import (
     REPO,
@@ -39,10 +38,14 @@ from common import (
     write_json,
     write_text,
 )
-from decoding import Hypothesis, add_search_options, agree, flags, forced_pieces, possible, rows, search_settings
+from decoding import Hypothesis, add_search_options, flags, possible, rows, search_settings
 from progress import bar
 
-LENGTHS = {"max_len_a": 1.5, "max_len_b": 10}  # of a hypothesis at most, in pieces: 1.5 n + 10
+from fairseq_luna.generation.options import Search
+from fairseq_luna.generation.places import agree
+from fairseq_luna.text import recipes
+
+LENGTHS = {"max_len_a": Search.max_len_a, "max_len_b": Search.max_len_b}  # of a hypothesis at most
 PART = 5_000  # sentences: minutes of work on a CPU, seconds on a GPU
 MOST_PARTS = 500  # files that are open at once when the parts are put together
 # beside the model's positions fairseq asks for those of the task, whose default of 1,024 is of no model
@@ -82,7 +85,7 @@ def main() -> None:
     for folder in (args.run, *more.others):
         if not (folder / "model.pt").exists():
             raise Problem(f"{folder} holds no model.pt: make it by `bash scripts/average.sh {quote([str(folder)])}`")
-    agree([args.data, *(folder / "data" for folder in more.others)])
+    agree([recipes.load(data) for data in (args.data, *(folder / "data" for folder in more.others))])
     ours = args.run / "generated"
     out = args.out or ours / file_name(args, args.subset, args.lenpen, *asked_for(args.run, more))
     recipe = recipes.load(args.data)
@@ -410,7 +413,9 @@ def constrained(data: Path, subset: str, file: Path) -> Tuple[List[str], int]:
         texts = [text for text in line.split("\t") if text.strip()]
         if texts and not pieces:
             raise Problem(f"{file}, line {number} has constraints, but its source is empty: leave the line empty too")
-        forced = [forced_pieces(recipe, text, known, f"{file}, line {number}: the constraint") for text in texts]
+        forced = [
+            recipes.forced_pieces(recipe, text, known, f"{file}, line {number}: the constraint") for text in texts
+        ]
         room = max(room, sum(map(len, forced)))
         found.append("\t".join(" ".join(each) for each in [pieces, *forced]))
     return found, room

@@ -12,7 +12,7 @@ def main() -> None:
     import fairseq_luna  # noqa: F401, I001  before fairseq, whose importing alone has every library log its debug messages
     from fairseq import checkpoint_utils
 
-    from decoding import lift_limits
+    from fairseq_luna.generation.loading import lift_limits
 
     load = checkpoint_utils.load_model_ensemble
 

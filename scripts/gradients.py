@@ -17,7 +17,8 @@ from typing import Any, Dict, List
 
 from average_checkpoints import count
 from common import Problem, entry, import_plugin, write_json
-from translate import Translator
+
+from fairseq_luna.generation.places import find
 
 # the first that matches names the module
 MODULES = [
@@ -72,9 +73,9 @@ def measure(folder: Path, batches: int, start: bool) -> Dict[str, float]:
     """The rows of one model, see the top of this file."""
     from fairseq import checkpoint_utils, utils
 
-    checkpoint, data = Translator.find(folder)
+    place = find(folder)
     (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(checkpoint)], {"data": str(data), **NO_DROPOUT}
+        [str(place.checkpoint)], {"data": str(place.dictionaries), **NO_DROPOUT}
     )
     if start:
         if cfg.checkpoint.finetune_from_model:

@@ -33,8 +33,9 @@ from embedded import unpack
 from language_model_report import report
 from language_model_use import continuations, perplexity, window_of
 from progress import TrainingLog
-from recipes import SentencePiece
 from trainings import begin, commands, train
+
+from fairseq_luna.text.recipes import SentencePiece
 
 ARMS = {
     "luna-decaying": {"model": "luna_lm_tiny"},

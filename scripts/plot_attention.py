@@ -16,8 +16,8 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple
 
-from common import Problem, entry, whole, write_json
-from translate import Line, Translator, read
+from common import Problem, entry, import_plugin, whole, write_json
+from translate import read
 
 
 def main() -> None:
@@ -28,13 +28,16 @@ def main() -> None:
     lines = [line for line in read(args.files) if line.text.strip()]
     if not lines:
         raise Problem("there is no sentence to look at: give a file, or text on standard input")
-    translator = Translator([args.model], batch_size=1, cpu=True)
+    import_plugin()
+    from fairseq_luna import Translator
+
+    translator = Translator([args.model], device="cpu")
     model = translator.models[0]
     if not hasattr(model, "inference_precision"):
         raise Problem(f"{args.model} is no Luna model: there are no packs to draw")
     sums: Dict[str, List[Dict[str, float]]] = {}
     for number, line in enumerate(lines):
-        maps = look(translator, line)
+        maps = look(translator, line.text)
         for part in maps:
             sums.setdefault(part.name, []).append(figures(part))
         if number == 0:
@@ -85,14 +88,19 @@ class Maps(NamedTuple):
     words: tuple
 
 
-def look(translator: Translator, line: Line) -> List[Maps]:
+def look(translator: Any, text: str) -> List[Maps]:
     """What the model attends to in a sentence and its own translation of it."""
     import torch
 
     model, task = translator.models[0], translator.task
-    source = translator.encode(line)
-    (batch,) = translator.batches([source])
-    best = translator.search(batch)[0][0]["tokens"].cpu()
+    (translation,) = translator.translate([text], details=True)
+    source, best = (
+        dictionary.encode_line(" ".join(pieces), add_if_not_exist=False).long()
+        for dictionary, pieces in (
+            (task.source_dictionary, translation.source_pieces),
+            (task.target_dictionary, translation.pieces),
+        )
+    )
     target = torch.cat((best[-1:], best[:-1])).unsqueeze(0)  # what the decoder reads: eos first
 
     seen: Dict[str, Any] = {}

@@ -37,6 +37,8 @@ from generate import best
 from progress import TrainingLog, bar, draw
 from scores import score
 
+from fairseq_luna.generation.options import MAX_TOKENS, Search
+
 # ---- everything to tune ----------------------------------------------------------------------------------------------
 
 # The same for every architecture (but for the feed-forward of the plugin's own ones of this size, chosen for as many
@@ -77,7 +79,13 @@ RUN = {
     "averaged checkpoints": 3,
 }
 
-DECODING = {"--beam": 5, "--lenpen": 1.0, "--max-len-a": 1.5, "--max-len-b": 10, "--max-tokens": 4096}
+DECODING = {
+    "--beam": Search.beam,
+    "--lenpen": Search.lenpen,
+    "--max-len-a": Search.max_len_a,
+    "--max-len-b": Search.max_len_b,
+    "--max-tokens": MAX_TOKENS,
+}
 
 # ----------------------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ def allow_checkpoint_types() -> None:
     import torch
 
     array = np.zeros(1, np.int64)
-    if not _refused([argparse.Namespace(), array]):
+    if not refused([argparse.Namespace(), array]):
         return
     reconstruct: Any = array.__reduce__()[0]
     torch.serialization.add_safe_globals(
@@ -53,11 +53,11 @@ def broadcast_by_pickle() -> None:
         torch.distributed.broadcast_object_list(sent, src_rank, group, dist_device)
         return sent[0]
 
-    if _refused(OmegaConf.create({})):
+    if refused(OmegaConf.create({})):
         utils._broadcast_object_slow = _broadcast_object_slow
 
 
-def _refused(obj: Any) -> bool:
+def refused(obj: Any) -> bool:
     """Whether `torch.load`, called without `weights_only` as fairseq calls it, refuses what `torch.save` wrote."""
     import torch
 

@@ -1,9 +1,10 @@
 """The two ways from text to pieces and back. `load` gives the one that a folder of prepared data was made with."""
 
 from pathlib import Path
-from typing import Dict, Iterable, List
+from typing import Any, Container, Dict, Iterable, List
 
-from common import Problem, one_line, read_json, whole
+from ..errors import Problem
+from ..files import read_json, whole
 
 
 class Recipe:
@@ -16,10 +17,11 @@ class Recipe:
     lossless = False  # whether decoding what was encoded gives the same line back
 
     def __init__(self, folder: Path, source: str, target: str) -> None:
-        self.path, self.source, self.target = folder / self.model, source, target
+        self.folder, self.path, self.source, self.target = folder, folder / self.model, source, target
 
-    def __reduce__(self) -> tuple:
-        return type(self), (self.path.parent, self.source, self.target)  # to another process, without what is loaded
+    def load(self) -> None:
+        """Read what is learnt now, so that its file is not needed later."""
+        self.split([""])
 
     def encode(self, lines: List[str], lang: str = "") -> List[List[str]]:
         """The pieces of raw lines, of the source language unless another is given."""
@@ -46,10 +48,10 @@ class SentencePiece(Recipe):
     """A joint unigram model that loses nothing: the text as it is, bytes for characters it has not seen."""
 
     name, model, tool, kind, lossless = "sentencepiece", "spm.model", "sentencepiece", "pieces", True
-    _processor = None
+    _processor: Any = None
 
     @property
-    def processor(self):
+    def processor(self) -> Any:
         if not self._processor:
             from sentencepiece import SentencePieceProcessor
 
@@ -99,14 +101,14 @@ class MosesBPE(Recipe):
     name, model, tool, kind = "moses-bpe", "bpe.codes", "subword-nmt", "merges"
     CONTINUED = "@@"
     REMEMBERED = 200_000  # words whose pieces are kept at hand; subword-nmt itself would keep all
-    _bpe = None
+    _bpe: Any = None
 
     def __init__(self, folder: Path, source: str, target: str) -> None:
         super().__init__(folder, source, target)
         self.tokenisers: dict = {}
 
     @property
-    def bpe(self):
+    def bpe(self) -> Any:
         if not self._bpe:
             from subword_nmt.apply_bpe import BPE
 
@@ -152,7 +154,12 @@ class MosesBPE(Recipe):
             learn_bpe((f"{word} {count}" for word, count in counts.items()), file, size, is_dict=True)
 
 
-def fast_tokeniser(lang: str):
+def one_line(text: str) -> str:
+    """Text without line breaks: a model that can spell bytes can spell those too."""
+    return " ".join(text.splitlines())
+
+
+def fast_tokeniser(lang: str) -> Any:
     """The tokenizer of sacremoses, twice as fast: it makes a set of the alphabet anew for the words it looks at."""
     from sacremoses import MosesTokenizer
 
@@ -179,3 +186,13 @@ def load(folder: Path) -> Recipe:
     if not (folder / recipe.model).exists():
         raise Problem(f"{folder / recipe.model} is missing: prepare the data again")
     return recipe(folder, settings["source"], settings["target"])
+
+
+def forced_pieces(recipe: Recipe, text: str, known: Container[str], what: str) -> List[str]:
+    """The pieces of a text that a translation is to hold; a Problem where they are not all `known`."""
+    pieces = recipe.encode([text], recipe.target)[0]
+    unknown = [piece for piece in pieces if piece not in known]
+    if unknown or not pieces:
+        lacks = " and ".join(unknown) if unknown else "pieces for it"
+        raise Problem(f"{what} {text!r} cannot be forced: the vocabulary lacks {lacks}; give it in other words")
+    return pieces

@@ -1,0 +1,97 @@
+"""What a search is asked for."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Dict, Optional
+
+from ..errors import Problem
+
+MAX_TOKENS = 4096  # pieces of source in a batch
+
+
+@dataclass(frozen=True)
+class Search:
+    """How translations are searched for; the defaults are those of translate.sh.
+
+    Attributes:
+        beam: how many hypotheses are followed at a time.
+        lenpen: length penalty, above 1 for longer translations: a hypothesis of n pieces, the end of the sentence
+            among them, has the score (sum of the logarithms of their probabilities) / n ** lenpen.
+        nbest: how many translations are wanted of each sentence.
+        max_len_a: a translation has at most max_len_a * m + max_len_b pieces,
+        max_len_b: m being the pieces of the longest source in its batch.
+        prefix: a text that each translation begins with.
+        unordered: constraints may be met in any order.
+        sampling: draw each piece by its probability, `nbest` times, in place of the beam search.
+        sampling_topk: draw only from so many likeliest pieces.
+        sampling_topp: draw only from the likeliest pieces that have this share of the probability.
+        temperature: of the drawing; below 1 likely pieces are drawn more often.
+        seed: of the drawing.
+    """
+
+    beam: int = 5
+    lenpen: float = 1.0
+    nbest: int = 1
+    max_len_a: float = 1.5
+    max_len_b: int = 10
+    prefix: str = ""
+    unordered: bool = False
+    sampling: bool = False
+    sampling_topk: Optional[int] = None
+    sampling_topp: Optional[float] = None
+    temperature: float = 1.0
+    seed: int = 1
+
+    @staticmethod
+    def of(options: Dict[str, Any]) -> "Search":
+        """A search with these options.
+
+        Raises:
+            Problem: where there is no such option, or its value makes no sense.
+        """
+        names = [field.name for field in fields(Search)]
+        for name in options:
+            if name not in names:
+                raise Problem(f"{name} is no option of the search; there are {', '.join(names)}")
+        search = Search(**options)
+        search.check()
+        return search
+
+    def check(self) -> None:
+        """Refuse values that make no sense, or do not go together."""
+        for name in "beam", "nbest", "sampling_topk":
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise Problem(f"{name} must be at least 1, but is {value}")
+        if not 0 < self.temperature < math.inf:
+            raise Problem(f"temperature must be above 0, but is {self.temperature}")
+        if self.sampling_topp is not None and not 0 < self.sampling_topp <= 1:
+            raise Problem(f"sampling_topp must be above 0 and at most 1, but is {self.sampling_topp}")
+        if self.sampling_topk is not None and self.sampling_topp is not None:
+            raise Problem("sampling_topk and sampling_topp do not go together: give one of them")
+        if self.sampling:
+            return
+        if self.nbest > self.beam:
+            raise Problem(f"nbest {self.nbest} is more than beam {self.beam}, the most that a search finds: raise beam")
+        for name in "sampling_topk", "sampling_topp":
+            if getattr(self, name) is not None:
+                raise Problem(f"{name} is for sampling: give sampling=True too")
+
+    def settings(self, vocabulary: int, constrained: bool) -> Dict[str, Any]:
+        """The search by the names of fairseq's `GenerationConfig`.
+
+        Args:
+            vocabulary: how many pieces there are to draw from.
+            constrained: whether translations are to hold given texts.
+        """
+        found: Dict[str, Any] = {name: getattr(self, name) for name in ("lenpen", "nbest", "max_len_a", "max_len_b")}
+        found["beam"] = self.nbest if self.sampling else self.beam
+        if constrained:
+            found["constraints"] = "unordered" if self.unordered else "ordered"
+        if self.sampling:
+            found.update(sampling=True, temperature=self.temperature)
+            if self.sampling_topk is not None:
+                found["sampling_topk"] = min(self.sampling_topk, vocabulary)
+            if self.sampling_topp is not None:
+                found["sampling_topp"] = self.sampling_topp
+        return found
