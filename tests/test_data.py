@@ -22,8 +22,9 @@ from fairseq.data import Dictionary, data_utils  # isort: skip
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import recipes  # noqa: E402
 from common import remove  # noqa: E402
+
+from fairseq_luna.text import recipes  # noqa: E402
 
 PAIRS = 4500  # of the mirror: several blocks of lines
 LEARNT = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}

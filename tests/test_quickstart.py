@@ -13,7 +13,7 @@ import torch
 from commands import HANGS, ROOT, outputs, start, stop_when
 from omegaconf import OmegaConf
 
-import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
+import fairseq_luna  # torch loads fairseq's checkpoints once this is imported
 
 ARCH = "luna_transformer_tiny_plain_packs"
 SENTENCE = "Click OK to save the file."
@@ -161,10 +161,7 @@ def test_translate_gives_a_line_for_each_line(finished, tmp_path):
 
 def test_translation_stands_in_the_line_of_its_source(finished, monkeypatch):
     """With a model that echoes, through the whole path but the search, text comes back as it was, lossless."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from translate import Line, Translator
-
-    translator = Translator([finished], {"beam": 1}, batch_size=3, cpu=True)
+    translator = fairseq_luna.Translator([finished], device="cpu", batch_size=3)
     batches = []
 
     def echo(generator, models, batch, **forced):
@@ -173,7 +170,7 @@ def test_translation_stands_in_the_line_of_its_source(finished, monkeypatch):
 
     monkeypatch.setattr(translator.task, "inference_step", echo)
     lines = ["one two three", "", "  a  b ", "ß\u00a0€ 😀", "x", "y " * 40, "1\t2", " ", "z"]
-    found = [best.text for (best,) in translator.translate([Line(text, "") for text in lines])]
+    found = translator.translate(lines)
     assert found == [text if text.strip() else "" for text in lines]
     assert [len(batch) for batch in batches] == [3, 3, 1]
 

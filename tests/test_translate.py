@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, call, fairseq, prepared, run, start, stop_when
+from commands import ROOT, call, fairseq, outputs, prepared, run, start, stop_when
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
@@ -20,11 +20,14 @@ from fairseq.data import Dictionary, data_utils  # isort: skip
 sys.path.insert(0, str(ROOT / "scripts"))
 import generate as generate_script  # noqa: E402
 import plot_attention  # noqa: E402
-import recipes  # noqa: E402
 import translate as translate_script  # noqa: E402
 from average_checkpoints import average_files  # noqa: E402
 from common import Problem, read_lines  # noqa: E402
-from decoding import Hypothesis, forced_pieces, possible, rows  # noqa: E402
+from decoding import Hypothesis, possible, rows  # noqa: E402
+
+from fairseq_luna import Translator  # noqa: E402
+from fairseq_luna.generation.results import Source  # noqa: E402
+from fairseq_luna.text import recipes  # noqa: E402
 
 POSITIONS = 64  # of the models: the longest source and target in training
 MODELS = {
@@ -333,28 +336,25 @@ def test_stopped_within_the_first_part(runs, tmp_path, monkeypatch):
         generate_script.main()
 
 
-def test_learned_positions_end(runs, capfd):
+def test_learned_positions_end(runs):
     """What goes in is cut with a word; what is to come out is refused."""
-
-    def translator(**search):
-        return translate_script.Translator([runs / "learned"], {"beam": 1, **search}, cpu=True)
-
-    def line(text):
-        return translate_script.Line(text, "line 7")
-
+    translator = Translator.from_run(runs / "learned", device="cpu")
     source = " ".join(SOURCES * 5)
     pieces = len(recipes.load(runs / "data").encode([source])[0])
     assert pieces > POSITIONS
-    translator().translate([line(source)])
-    said = capfd.readouterr().err
-    assert f"line 7 has {pieces + 1} pieces: only the first {POSITIONS} are translated" in said
+    said = outputs("scripts/translate.py", "--cpu", "--model", runs / "learned", "--beam", 1, text=f"cat\n{source}\n")[
+        1
+    ]
+    cut = f"has {pieces + 1} pieces: only the first {POSITIONS} are translated, the model's limit\n"
+    assert said == f"translate: line 2 of the input {cut}"
     most = ("dog " * (POSITIONS - 1)).strip()
-    (found,) = translate_script.Translator([runs / "learned"], {"beam": 1}, most, cpu=True).translate([line("cat")])
-    assert found[0].text.startswith(most)
+    assert translator.translate(["cat"], beam=1, prefix=most)[0].startswith(most)
     with pytest.raises(Problem, match="--prefix: 64 pieces are more than the 63 that the model can write"):
-        translate_script.Translator([runs / "learned"], {"beam": 1}, most + " cat", cpu=True)
-    with pytest.raises(Problem, match="line 7, constraints: 64 pieces are more than the 63"):
-        translator(constraints="ordered").translate([line(f"cat\t{most}\tcat")])
+        translator.stream(["cat"], prefix=most + " cat")
+    with pytest.raises(Problem, match="sentence 1, constraints: 64 pieces are more than the 63"):
+        translator.translate([Source("cat", [most, "cat"])])
+    with pytest.raises(Problem, match="the translation of sentence 1 has 65 pieces, more than the 64"):
+        translator.score(["cat"], [most + " cat"])
 
 
 REFUSED = {
@@ -390,9 +390,9 @@ def test_bad_values_of_generate(runs, tmp_path):
 def test_a_text_that_the_vocabulary_cannot_spell(runs):
     recipe = recipes.load(runs / "data")
     (piece,) = recipe.encode(["dog"])[0]
-    assert forced_pieces(recipe, "dog", {piece}, "--prefix") == [piece]
+    assert recipes.forced_pieces(recipe, "dog", {piece}, "--prefix") == [piece]
     with pytest.raises(Problem, match="--prefix 'dog cat' cannot be forced: the vocabulary lacks .*cat"):
-        forced_pieces(recipe, "dog cat", {piece}, "--prefix")
+        recipes.forced_pieces(recipe, "dog cat", {piece}, "--prefix")
 
 
 def test_rows_have_three_columns():
@@ -405,14 +405,14 @@ def test_an_ensemble_needs_one_vocabulary(runs, tmp_path):
     with open(other / "data" / "data-bin" / "dict.de.txt", "a", encoding="utf-8") as file:
         file.write("more 1\n")
     with pytest.raises(Problem, match=f"{other}/data has not the data-bin/dict.de.txt of .*--vocabulary-of"):
-        translate_script.Translator([runs / "luna", other], cpu=True)
+        Translator([runs / "luna", other], device="cpu")
     assert "has not the data-bin/dict.de.txt" in generate(runs / "luna", other, code=1)
     manifest = other / "data" / "manifest.json"
     settings = json.loads(manifest.read_text(encoding="utf-8"))
     settings["settings"].update(source="de", target="en")
     manifest.write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(Problem, match="is of de-en, but .* of en-de"):
-        translate_script.Translator([runs / "luna", other], cpu=True)
+        Translator([runs / "luna", other], device="cpu")
 
 
 def test_average_of_a_transformer(runs, tmp_path):

@@ -37,14 +37,14 @@ def check_checkpoint(path: Path) -> None:
             raise pickle.UnpicklingError("it is compressed, as torch writes none: it may be of any size")
     if not refused(_Other()):
         options: Dict[str, Any] = {"weights_only": False} if "weights_only" in parameters(torch.load) else {}
-        torch.load(str(path), map_location="cpu", pickle_module=_restricted(), **options)
+        torch.load(str(path), map_location="cpu", pickle_module=restricted_pickle(), **options)
 
 
 def parameters(function: Any) -> Any:
     return inspect.signature(function).parameters
 
 
-def _restricted() -> Any:
+def restricted_pickle() -> Any:
     """A `pickle` for `torch.load` that knows only what fairseq writes."""
     import torch
 

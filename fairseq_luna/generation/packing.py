@@ -213,7 +213,7 @@ def unpack(archive: tarfile.TarFile, path: Path, folder: Path) -> None:
     if needed > free:
         raise Problem(f"{path} takes {needed:,} bytes unpacked, but {folder.parent} has only {free:,}: make room there")
     write_json(folder / MANIFEST, manifest)
-    for member in archive:
+    for member in iter(archive.next, None):
         told = left.pop(member.name, None)
         if told is None or not plain(member) or member.size != told["bytes"]:
             raise Problem(f"{path} was not loaded: its member {member.name!r} is not the one of its {MANIFEST}")

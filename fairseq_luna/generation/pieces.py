@@ -76,9 +76,10 @@ class Pieces:
 
     def words(self, tokens: Tensor, target: bool = True) -> Tuple[str, ...]:
         """The pieces of numbers (n,), without the end of the sentence."""
-        text = (self.target if target else self.source).string(tokens.int().cpu())
-        return tuple(text.split(" ")) if text else ()
+        dictionary = self.target if target else self.source
+        return tuple(dictionary[token] for token in tokens.tolist() if token != dictionary.eos())
 
     def text(self, pieces: Sequence[str]) -> str:
-        """The text of a translation."""
-        return self.recipe.decode([list(pieces)])[0]
+        """The text of a translation, without the mark that a sentence begins: a model that knows little may write it."""
+        begin = self.target[self.target.bos()]
+        return self.recipe.decode([[piece for piece in pieces if piece != begin]])[0]

@@ -1,5 +1,6 @@
 """Where the files of a trained model lie."""
 
+import json
 import logging
 from pathlib import Path
 from typing import NamedTuple, Sequence
@@ -39,8 +40,8 @@ def dictionaries_of(data: Path) -> Path:
 def find(folder: Path) -> Place:
     """The files of a run of quickstart.sh or train.sh.
 
-    Or those of any folder that holds model.pt, the two dictionaries and what the recipe has learnt (spm.model or
-    bpe.codes). The recipe and the languages are told by manifest.json there, or else by the files and the checkpoint.
+    Or those of any folder that holds model.pt, the dictionaries, what the recipe has learnt (spm.model or bpe.codes)
+    and a manifest.json with the settings that `manifest_for` shows.
 
     Raises:
         Problem: if there is no model.
@@ -59,20 +60,17 @@ def find(folder: Path) -> Place:
                 "give --model the folder of a finished run of scripts/quickstart.sh or scripts/train.sh, or a file of "
                 "scripts/pack.sh"
             )
-    told = data != folder or (data / "manifest.json").exists()
-    return Place(checkpoint, recipes.load(data) if told else recipe_by_files(folder, checkpoint), str(folder))
+    if data == folder and not (folder / "manifest.json").exists():
+        raise Problem(
+            f"{folder} does not tell its languages: write {folder / 'manifest.json'}, "
+            f"such as {manifest_for('en', 'de')}"
+        )
+    return Place(checkpoint, recipes.load(data), str(folder))
 
 
-def recipe_by_files(folder: Path, checkpoint: Path) -> Recipe:
-    """The recipe of a folder that does not tell it: the languages are those of the model's training."""
-    found = [recipe for recipe in recipes.RECIPES.values() if (folder / recipe.model).exists()]
-    if len(found) != 1:
-        names = " or ".join(recipe.model for recipe in recipes.RECIPES.values())
-        raise Problem(f"{folder} must hold {names}, one of them: without it there is no way from text to pieces")
-    from fairseq import checkpoint_utils
-
-    task = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))["cfg"]["task"]
-    return found[0](folder, task["source_lang"], task["target_lang"])
+def manifest_for(source: str, target: str, recipe: str = recipes.SentencePiece.name) -> str:
+    """The text of a manifest.json with what translating needs of it."""
+    return json.dumps({"settings": {"source": source, "target": target, "recipe": recipe}})
 
 
 def agree(used: Sequence[Recipe]) -> None:
