@@ -28,7 +28,13 @@ USER_DIR = REPO / "fairseq_luna"
 
 
 def entry(name: str, main: Callable[[], None]) -> None:
-    """Run `main`; a Problem, a full disk, Ctrl-C or a closed pipe ends it with a message and no traceback."""
+    """Run `main`; a Problem, a full disk, Ctrl-C or a closed pipe ends it with a message and no traceback.
+
+    What the package warns of comes as a message of the script, too.
+    """
+    handler, log = logging.StreamHandler(), logging.getLogger("fairseq_luna.generation")
+    handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
+    log.handlers, log.propagate = [handler], False
     try:
         main()
         sys.stdout.flush()

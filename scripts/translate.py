@@ -4,7 +4,6 @@ One line comes out for each line that goes in, on stdout; anything else goes to 
 --nbest each line of the source gives N lines, and a blank one a single line."""
 
 import argparse
-import logging
 import math
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ def main() -> None:
     import_plugin()
     from fairseq_luna import Translator
 
-    say_warnings()
     device = "cpu" if args.cpu else None
     translator = Translator(args.models, device=device, precision=args.precision, batch_size=args.batch_size)
     lines = sources(read(args.files), args.constraints)
@@ -90,13 +88,6 @@ def parse_args() -> argparse.Namespace:
     args.search = {"beam": args.beam, "lenpen": args.lenpen, **search_settings(parser, args)}
     args.search.update(unordered=args.search.pop("constraints", "") == "unordered", prefix=args.prefix or "")
     return args
-
-
-def say_warnings() -> None:
-    """Have what the package warns of come as this script's own messages, and once."""
-    handler, log = logging.StreamHandler(), logging.getLogger("fairseq_luna.generation")
-    handler.setFormatter(logging.Formatter("translate: %(message)s"))
-    log.handlers, log.propagate = [handler], False
 
 
 def warn(message: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -27,8 +28,6 @@ from fairseq_luna.generation import packing
 from fairseq_luna.generation.places import manifest_for
 from fairseq_luna.generation.results import Score, Source, Translation
 from fairseq_luna.text.recipes import SentencePiece
-
-pytestmark = pytest.mark.stock
 
 SOURCES = [row["source"] for row in PINNED["untied"]]
 TEXT = ["a big dog", "he did a bad thing", "big egg", "deaf bee", "a fig and a date", "ice age"] * 20
@@ -115,6 +114,7 @@ def close(ours: list, theirs: list) -> None:
 # ---- translating
 
 
+@pytest.mark.stock
 def test_translations_are_those_of_fairseq(luna):
     """In the order of their sources; texts, and with details the scores of fairseq's generator."""
     rows = translations("untied")
@@ -141,6 +141,7 @@ def test_a_stream_is_read_by_windows(luna):
     assert len(read) == 8
 
 
+@pytest.mark.stock
 def test_blank_lines_stay_blank(luna):
     lines = ["", SOURCES[0], " \t ", SOURCES[1], ""]
     assert luna.translate(lines) == ["", *luna.translate([SOURCES[0]]), "", *luna.translate([SOURCES[1]]), ""]
@@ -190,6 +191,7 @@ def test_sampling_draws_by_its_seed_alone(both):
     assert len(both.translate(SOURCES[:4], sampling=True, sampling_topk=10**6)) == 4
 
 
+@pytest.mark.stock
 def test_what_a_translation_must_hold(luna):
     plain = luna.translate(SOURCES[:2])
     lines = [Source(SOURCES[0], ["j", "c"]), SOURCES[1], Source(SOURCES[2], [" "])]
@@ -205,6 +207,7 @@ def test_what_a_translation_must_hold(luna):
         luna.translate([Source("a", ["b"])], sampling=True)
 
 
+@pytest.mark.stock
 @pytest.mark.parametrize("name", ["luna", "both"])
 def test_attention_and_alignment(name, request):
     """(n + 1, m + 1) with the ends of both; an alignment is where each row is largest, the end left aside."""
@@ -237,6 +240,7 @@ def test_threads_take_turns(luna):
 # ---- scoring
 
 
+@pytest.mark.stock
 @pytest.mark.parametrize("name", ["luna", "both"])
 @pytest.mark.parametrize("lenpen", [1.0, 0.6])
 def test_a_score_is_that_of_the_search(name, lenpen, request):
@@ -337,6 +341,7 @@ def test_a_folder_that_is_no_model(folders, tmp_path):
 # ---- a model in a file
 
 
+@pytest.mark.stock
 @pytest.mark.parametrize("name", ["untied", "transformer", "spelt"])
 def test_a_packed_model_translates_as_before(folders, tmp_path, monkeypatch, name):
     """From wherever it lies, with nothing left behind, and by fairseq once unpacked."""
@@ -497,6 +502,7 @@ def refused(packed, tmp_path, monkeypatch):
     return check
 
 
+@pytest.mark.stock
 @pytest.mark.parametrize("change, message", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_file_is_refused(packed, tmp_path, refused, change, message):
     refused(rewritten(packed, tmp_path / "bad.tar.gz", change), message)
@@ -508,6 +514,7 @@ def harmful_checkpoint(place: Path) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.stock
 def test_a_checkpoint_that_runs_code_is_refused(packed, tmp_path, refused):
     made = tmp_path / "made"
     bad = rewritten(packed, tmp_path / "bad.tar.gz", with_content("model.pt", harmful_checkpoint(made)))
@@ -518,6 +525,7 @@ def test_a_checkpoint_that_runs_code_is_refused(packed, tmp_path, refused):
     assert not made.exists()
 
 
+@pytest.mark.stock
 def test_a_file_that_is_cut_short_is_refused(packed, tmp_path, refused):
     content = packed.read_bytes()
     for length in 0, 10, 300, len(content) // 2, len(content) - 200:
@@ -540,6 +548,7 @@ def test_damaged_bytes_are_never_taken(packed, tmp_path, refused):
         refused(tmp_path / "bad.tar.gz", "is damaged|is no whole")
 
 
+@pytest.mark.stock
 def test_a_header_of_many_bytes_is_refused(tmp_path, refused):
     """A few bytes say that a header of gigabytes follows: it is not read."""
     header = tarfile.TarInfo("x")
@@ -549,6 +558,7 @@ def test_a_header_of_many_bytes_is_refused(tmp_path, refused):
     refused(bad, "it asks for 4,294,967,296 bytes at once")
 
 
+@pytest.mark.stock
 def test_the_check_of_checkpoints_for_older_versions_of_torch(folders, tmp_path):
     """It takes what fairseq writes, with settings in a Namespace, and nothing else."""
     from fairseq_luna.compat import loading
@@ -586,3 +596,17 @@ def test_it_needs_no_scripts(folders, packed, tmp_path):
         encoding="utf-8",
     )
     assert (done.stdout, done.stderr, done.returncode) == ("h e a d g\n", "", 0)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/translating.md"])
+def test_the_python_of_the_guides_runs(folders, tmp_path, monkeypatch, capsys, name):
+    """With a model that knows the letters of English, from wherever its folder is called runs/quickstart."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(folders / "spelt")
+    (tmp_path / "model").symlink_to(folders / "spelt")
+    (tmp_path / "text.en").write_text("a big dog\n\nice age\n")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    exec("\n".join(blocks), {"__name__": "a guide"})
+    assert len(capsys.readouterr().out.splitlines()) >= len(blocks)

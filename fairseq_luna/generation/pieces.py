@@ -80,6 +80,6 @@ class Pieces:
         return tuple(dictionary[token] for token in tokens.tolist() if token != dictionary.eos())
 
     def text(self, pieces: Sequence[str]) -> str:
-        """The text of a translation, without the mark that a sentence begins: a model that knows little may write it."""
+        """The text of a translation. A model that knows little may write that a sentence begins, which is left out."""
         begin = self.target[self.target.bos()]
         return self.recipe.decode([[piece for piece in pieces if piece != begin]])[0]
