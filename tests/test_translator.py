@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ENV, ROOT, outputs
+from commands import ENV, ROOT
 from test_stored import PINNED, STORED, translations
 
 from fairseq_luna import Translator
@@ -371,21 +372,29 @@ def test_a_packed_model_translates_as_before(folders, tmp_path, monkeypatch, nam
     assert [hub.string(best[0]["tokens"]) for best in found] == [" ".join(each.pieces) for each in want]
 
 
-def test_the_commands_take_it(folders, tmp_path):
+def test_the_commands_take_it(folders, luna, tmp_path, monkeypatch, capfdbinary):
     """pack.sh makes it, translate.sh reads it, and says what Translator says."""
-    out, _ = outputs("scripts/pack.py", folders / "untied", "--out", tmp_path / "model.tar.gz")
-    assert "model.tar.gz: luna_transformer, in-out, 0.1 MB" in out
-    words = "--cpu", "--beam", 2, "--nbest", 2, "--model", tmp_path / "model.tar.gz"
-    out, err = outputs("scripts/translate.py", *words, text="g d a e h\n\nc i\n")
-    found = Translator.from_file(tmp_path / "model.tar.gz", device="cpu").translate(
-        ["g d a e h", "", "c i"], beam=2, nbest=2, details=True
-    )
+
+    def call(script, *words):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
+        script.main()
+        return capfdbinary.readouterr().out.decode()
+
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import pack
+    import translate
+
+    said = call(pack, folders / "untied", "--out", tmp_path / "model.tar.gz")
+    assert said.endswith("model.tar.gz: luna_transformer, in-out, 0.1 MB\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"g d a e h\n\nc i\n")))
+    found = call(translate, "--cpu", "--beam", 2, "--nbest", 2, "--model", tmp_path / "model.tar.gz")
+    want = luna.translate(["g d a e h", "", "c i"], beam=2, nbest=2, details=True)
     rows = [
-        f"{number}\t{each.score / torch.log(torch.tensor(2.0)).item():.4f}\t{each.text}"
-        for number, best in enumerate(found, 1)
+        f"{number}\t{each.score / math.log(2):.4f}\t{each.text}\n"
+        for number, best in enumerate(want, 1)
         for each in best
     ]
-    assert out.splitlines() == rows and not err
+    assert found == "".join(rows)
 
 
 def test_the_same_model_makes_the_same_file(folders, packed, tmp_path):
