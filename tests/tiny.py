@@ -47,6 +47,7 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "decaying": {"causal_mean": "decaying"},
     "decaying-untied-pre-norm": {"causal_mean": "decaying", **UNTIED, **PRE_NORM},
     "full-cross": {**FULL_CROSS, **PRE_NORM},
+    "shared-slots": {**PLAIN_PACKS, **PRE_NORM, "projection_length": DIMS["projection_length"], "tokens_per_slot": 1.7},
     "plain-packs": {**PLAIN_PACKS, **PRE_NORM, "projection_length": DIMS["projection_length"]},
 }
 # and every choice of attentions but the paper's
