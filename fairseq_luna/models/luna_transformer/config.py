@@ -71,7 +71,8 @@ class LunaTransformerConfig(RefusedSettings):
     causal_mean: CausalMean = field(  # type: ignore[valid-type]
         default="flat",
         metadata=_help(
-            "mean of the past in the decoder: flat weighs all words alike, decaying has heads forget at their own rates"
+            "the past in the decoder's self-attention: flat weighs all words alike, decaying has heads forget at their "
+            "own rates (with softmax by a bias of the logits)"
         ),
     )
     pack_bias: Bias = field(  # type: ignore[valid-type]
@@ -89,7 +90,8 @@ class LunaTransformerConfig(RefusedSettings):
     encoder_unpack_bias: Bias = field(  # type: ignore[valid-type]
         default="none",
         metadata=_help(
-            "which slots a position of the encoder reads: all alike (none), or rather those near it (gaussian)"
+            "which slots a position of the encoder reads, or with softmax which positions: all alike (none), or rather "
+            "those near it (gaussian)"
         ),
     )
     encoder_self_attention: EncoderAttention = field(  # type: ignore[valid-type]
