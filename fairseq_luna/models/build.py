@@ -72,7 +72,7 @@ def source_memory_layer(cfg: Any, last: bool) -> nn.Module:
             sharpness = PLAIN_SHARPNESS if plain else PACK_SHARPNESS
         heads = cfg.decoder_projected_attention_heads
         pack = Pack(dim, heads, tied, cfg.attention_dropout, plain, sharpness)
-        # keys that are values too, of plain averages, were slower to learn (docs/quality-trials.md)
+        # keys that are values too, of plain averages, were slower to learn (docs/notes/trials.md)
         key_value = KeyValue(*to_decoder, tied and not plain)
         residual = _residual(cfg, dim, cfg.decoder_normalize_before)(entered_only=last)
     return _sharded(cfg, SourceMemoryLayer(query, pack, key_value, residual, last, *_recomputing(cfg)))
