@@ -108,10 +108,7 @@ def test_drawn_slots_in_passes_of_fixed_shape():
 
 REFUSED = {
     "below-1": ({"tokens_per_slot": 0.5}, r"--tokens-per-slot must be at least 1, but is 0.5"),
-    "no-range": (
-        {"tokens_per_slot": 2.0, "most_tokens_per_slot": 2.0},
-        r"--most-tokens-per-slot must be above --tokens-per-slot, which is 2, but is 2",
-    ),
+    "most-below-1": ({"most_tokens_per_slot": 1.0}, r"--most-tokens-per-slot must be above 1, but is 1"),
     "share": ({"most_tokens_per_slot": 2.0, "varied_share": 0.0}, r"--varied-share must be above 0 and at most 1"),
     "fixed": ({"tokens_per_slot": 2.0, "fix_projection_length": True}, "does not go with --fix-projection-length"),
 }
@@ -127,3 +124,13 @@ def test_a_row_of_padding_only():
     model = build(tokens_per_slot=2.0)
     source = torch.cat((sentences([6]), torch.full((1, 6), PAD)))
     assert model.encoder(source)["encoder_out"][0][:, 0].isfinite().all()
+
+
+def test_generation_may_ask_for_more_than_training_drew():
+    """Training may not: there would be nothing to draw from."""
+    model = build(tokens_per_slot=3.0, most_tokens_per_slot=2.0)
+    assert model.encoder(sentences([9]))["packed_out"][0].size(0) == 3
+    with pytest.raises(
+        ValueError, match="--most-tokens-per-slot must be above --tokens-per-slot, which is 3, but is 2"
+    ):
+        model.train().encoder(sentences([9]))

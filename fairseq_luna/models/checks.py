@@ -97,10 +97,10 @@ def check_slots(values: Dict[str, Any]) -> None:
     least, most, share = values["tokens_per_slot"], values["most_tokens_per_slot"], values["varied_share"]
     if least < 1:
         raise ValueError(f"--tokens-per-slot must be at least 1, but is {least:g}: a slot holds a token or more.")
-    if most is not None and most <= least:
+    if most is not None and most <= 1:
         raise ValueError(
-            f"--most-tokens-per-slot must be above --tokens-per-slot, which is {least:g}, but is {most:g}. Leave it "
-            "out if all sentences are to have the same."
+            f"--most-tokens-per-slot must be above 1, but is {most:g}. Leave it out if all sentences are to have the "
+            "same."
         )
     if not 0 < share <= 1:
         raise ValueError(f"--varied-share must be above 0 and at most 1, but is {share:g}.")

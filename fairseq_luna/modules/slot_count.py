@@ -18,7 +18,7 @@ class SlotCount(nn.Module):
         most: l, the projection length.
         tokens_per_slot: r, at least 1: a slot for each token, while there are enough.
         up_to: in training, sentences draw r between `tokens_per_slot` and this, its logarithm uniformly; None to draw
-            nothing.
+            nothing. It may be less than what generation asks for.
         share: of the sentences that draw; the others keep `tokens_per_slot`.
         fixed: whether every sentence uses all l slots.
     """
@@ -46,6 +46,9 @@ class SlotCount(nn.Module):
 
         Returns:
             l' and the slots of each sentence, (B, 1), at most l'.
+
+        Raises:
+            ValueError: in training, if there is nothing to draw from.
         """
         if self.fixed:
             return self.most, torch.full_like(lengths, self.most)
@@ -58,7 +61,14 @@ class SlotCount(nn.Module):
         return slots, used.to(lengths.dtype).clamp(max=slots)
 
     def _draws(self) -> bool:
-        return self.training and self.up_to is not None
+        if not self.training or self.up_to is None:
+            return False
+        if self.up_to <= self.tokens_per_slot:
+            raise ValueError(
+                f"--most-tokens-per-slot must be above --tokens-per-slot, which is {self.tokens_per_slot:g}, but is "
+                f"{self.up_to:g}. Leave it out if all sentences are to have the same."
+            )
+        return True
 
     def _drawn(self, tokens: Tensor) -> Tensor:
         """r of each sentence."""
