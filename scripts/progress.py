@@ -14,11 +14,12 @@ RECORD = re.compile(r'\b(train_inner|valid)\b[^{]*(\{"epoch".*\})\s*$')
 
 
 class TrainingLog:
-    """The figures of a training by number of updates; losses in nats per piece."""
+    """The figures of a training by number of updates: losses in nats per piece, or per text of a classifier."""
 
     def __init__(self) -> None:
         self.train: Dict[int, float] = {}
         self.valid: Dict[int, float] = {}
+        self.accuracies: Dict[str, Dict[int, float]] = {"train": {}, "valid": {}}  # of a classifier, in percent
         self.parameters: Optional[int] = None
         self.updates = 0
         self.updates_per_second = self.words_per_second = 0.0
@@ -46,11 +47,16 @@ class TrainingLog:
         if not record:
             return False
         figures = json.loads(record.group(2))
-        prefix, losses = ("valid_", self.valid) if record.group(1) == "valid" else ("", self.train)
+        name, prefix = ("valid", "valid_") if record.group(1) == "valid" else ("train", "")
+        losses, accuracies = getattr(self, name), self.accuracies[name]
         self.updates = int(figures[prefix + "num_updates"])
-        bits = float(figures.get(prefix + "nll_loss", figures[prefix + "loss"]))  # criteria without smoothing have one
-        losses.pop(self.updates, None)  # of a run that was killed: the latest is to stand last
-        losses[self.updates] = bits * math.log(2)
+        for found in losses, accuracies:
+            found.pop(self.updates, None)  # of a run that was killed: the latest is to stand last
+        bits = figures.get(prefix + "nll_loss", figures[prefix + "loss"])  # criteria without smoothing have one loss
+        if prefix + "accuracy" in figures:
+            accuracies[self.updates] = float(figures[prefix + "accuracy"])
+            bits = figures[prefix + "loss"]  # the other one is divided by the tokens
+        losses[self.updates] = float(bits) * math.log(2)
         if "ups" in figures:
             self.updates_per_second, self.words_per_second = float(figures["ups"]), float(figures["wps"])
             self.speeds.append(self.words_per_second)
@@ -64,10 +70,16 @@ class TrainingLog:
         """The latest of each, ready to be shown."""
         shown = {}
         if self.train:
-            shown = {"train nll": f"{list(self.train.values())[-1]:.3f}", "words/s": f"{self.words_per_second:.0f}"}
+            shown = {"train nll": f"{latest(self.train):.3f}", "words/s": f"{self.words_per_second:.0f}"}
         if self.valid:
-            shown["valid nll"] = f"{list(self.valid.values())[-1]:.3f}"
+            shown["valid nll"] = f"{latest(self.valid):.3f}"
+        if self.accuracies["valid"]:
+            shown["valid accuracy"] = f"{latest(self.accuracies['valid']):.1f} %"
         return shown
+
+
+def latest(figures: Dict[int, float]) -> float:
+    return list(figures.values())[-1]
 
 
 def bar(total: Optional[int], unit: str, initial: int = 0):
@@ -96,10 +108,13 @@ def draw(log: TrainingLog, path: Path, title: str) -> None:
     figure, axes = figure_for(path, 7) if log.train or log.valid else (None, None)
     if not figure:
         return
-    for name, points in ("train", log.train), ("valid", log.valid):
+    curves, label = {"train": log.train, "valid": log.valid}, "negative log-likelihood (nats per piece)"
+    if log.accuracies["valid"]:
+        curves, label = log.accuracies, "accuracy (%)"
+    for name, points in curves.items():
         if points:
             axes.plot(*zip(*sorted(points.items())), label=name, marker="o" if name == "valid" else None, markersize=3)
-    axes.set(xlabel="updates", ylabel="negative log-likelihood (nats per piece)", title=title)
+    axes.set(xlabel="updates", ylabel=label, title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     with whole(path) as beside:

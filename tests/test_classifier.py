@@ -30,6 +30,7 @@ VARIANTS = {
     "untied-pre-norm": {"untie_luna_kv": True, "encoder_normalize_before": True},
     "gaussian": {"pack_bias": "gaussian", "encoder_unpack_bias": "gaussian", "pack_values": "plain"},
     "softmax": {"encoder_self_attention": "softmax"},
+    "local-softmax": {"encoder_self_attention": "softmax", "encoder_unpack_bias": "gaussian"},
     "linformer": {"encoder_self_attention": "linformer", "linformer_length": 5},
     "linformer-per-head": {"encoder_self_attention": "linformer", "linformer_per_head": True, "linformer_length": 5},
     "first": {"pooling": "first"},

@@ -10,7 +10,21 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models.transformer import TransformerModel, base_architecture
 from fairseq.modules import FairseqDropout
 from omegaconf import OmegaConf
-from tiny import DIMS, EOS, ORDINARY, PAD, PRE_NORM, VARIANTS, build, dictionary, sentences, sharpen, targets, task
+from tiny import (
+    DIMS,
+    EOS,
+    LOCAL_ORDINARY,
+    ORDINARY,
+    PAD,
+    PRE_NORM,
+    VARIANTS,
+    build,
+    dictionary,
+    sentences,
+    sharpen,
+    targets,
+    task,
+)
 
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
 from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
@@ -108,6 +122,7 @@ HALVES = {
     "gaussian-decaying": {"pack_bias": "gaussian", "encoder_unpack_bias": "gaussian", "causal_mean": "decaying"},
     "plain": {"pack_values": "plain"},
     "ordinary": ORDINARY,
+    "local-ordinary": LOCAL_ORDINARY,
 }
 
 
@@ -208,6 +223,27 @@ def test_three_ordinary_attentions_are_fairseqs_transformer(settings):
         torch.testing.assert_close(found[1]["attn"][0][real], want[1]["attn"][0][real], rtol=0, atol=3e-6)
 
 
+def test_a_local_transformer_begins_as_local_as_luna():
+    """Where slots are tokens: a position reads slots, and those read positions. It has two numbers a head more than a
+    Transformer, and the same seed makes the same weights."""
+    local, plain = build(**LOCAL_ORDINARY), build(**ORDINARY)
+    own, others = dict(local.named_parameters()), dict(plain.named_parameters())
+    assert all(torch.equal(own[name], value) for name, value in others.items())
+    more = {name: own[name].numel() for name in own.keys() - others.keys()}
+    assert more == {f"encoder.layers.{i}.self_attn.bias.{part}": 4 for i in (0, 1) for part in ("sharpness", "shift")}
+    attn = local.encoder.layers[0].self_attn
+    luna = build(pack_bias="gaussian", encoder_unpack_bias="gaussian", projection_length=21).encoder.layers[0].self_attn
+    with torch.no_grad():
+        for module in attn.q_proj, luna.pack.query, luna.unpack.query:  # of all logits the biases alone are left
+            module.weight.zero_()
+        positions = torch.arange(21).view(1, -1) + 0.5
+        x = torch.zeros(1, 21, 32, dtype=torch.float64)
+        packs = luna.pack(x, x, None, positions, need_weights=True)[1]
+        reads = luna.unpack(x, x.view(1, 21, 4, 8).transpose(1, 2), None, None, positions, need_weights=True)[1]
+        found = attn.read(x, *attn.keys_values(x), bias=attn.bias(positions).logits(21))[1]
+    torch.testing.assert_close(found[0, :, 10], (reads @ packs)[0, :, 10], rtol=0, atol=0.01)
+
+
 @pytest.mark.parametrize("fixed", [False, True], ids=["", "fixed"])
 @pytest.mark.parametrize("part", ["pack", "unpack"])
 def test_a_gaussian_bias_is_the_equation(part, fixed):
@@ -267,13 +303,12 @@ def test_a_checkpoint_of_fixed_centres_loads():
 
 
 def test_settings_without_effect_are_told(caplog):
-    build(decoder_self_attention="softmax", causal_mean="decaying", pack_bias="gaussian")
+    build(encoder_self_attention="softmax", cross_attention="full", pack_values="plain")
     (said,) = caplog.messages
-    assert said == "--causal-mean decaying has no effect: nothing in this model reads it."
+    assert said == "--pack-values plain has no effect: nothing in this model reads it."
     caplog.clear()
-    build(encoder_self_attention="softmax", encoder_unpack_bias="gaussian", cross_attention="full", pack_values="plain")
-    told = [said.split(" has")[0] for said in caplog.messages]
-    assert told == ["--pack-values plain", "--encoder-unpack-bias gaussian"]
+    build(encoder_self_attention="linformer", encoder_unpack_bias="gaussian", pack_bias="gaussian")
+    assert [said.split(" has")[0] for said in caplog.messages] == ["--encoder-unpack-bias gaussian"]
     caplog.clear()
     build(decoder_self_attention="softmax", causal_activation="elu", decoder_projected_attention_heads=2)
     assert [said.split(" has")[0] for said in caplog.messages] == ["--causal-activation elu"]
@@ -283,6 +318,7 @@ def test_settings_without_effect_are_told(caplog):
     assert told == ["--fix-projection-length True", "--untie-luna-kv True", "--encoder-projected-attention-heads 2"]
     caplog.clear()
     build(pack_values="plain", pack_bias="gaussian", encoder_unpack_bias="gaussian", causal_mean="decaying")
+    build(**LOCAL_ORDINARY)
     build(decoder_attention_heads=2, untie_luna_kv=True, cross_attention="full", encoder_projected_attention_heads=2)
     assert not caplog.messages
 

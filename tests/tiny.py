@@ -47,8 +47,13 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "decaying": {"causal_mean": "decaying"},
     "decaying-untied-pre-norm": {"causal_mean": "decaying", **UNTIED, **PRE_NORM},
     "full-cross": {**FULL_CROSS, **PRE_NORM},
+    "shared-slots": {**PLAIN_PACKS, **PRE_NORM, "projection_length": DIMS["projection_length"], "tokens_per_slot": 1.7},
     "plain-packs": {**PLAIN_PACKS, **PRE_NORM, "projection_length": DIMS["projection_length"]},
 }
+# a Transformer, and one with what makes our Lunas local
+ORDINARY = {"encoder_self_attention": "softmax", "decoder_self_attention": "softmax", "cross_attention": "full"}
+LOCAL_ORDINARY = {**ORDINARY, "causal_mean": "decaying", "encoder_unpack_bias": "gaussian"}
+VARIANTS["local-transformer"] = {**LOCAL_ORDINARY, **PRE_NORM}
 # and every choice of attentions but the paper's
 VARIANTS.update(
     (
@@ -64,8 +69,6 @@ TWO_DIMS = {**VARIANTS["two-dims"], **PRE_NORM}
 VARIANTS["two-dims-cross-full"] = {**TWO_DIMS, "cross_attention": "full", "pack_bias": "gaussian"}
 VARIANTS["two-dims-plain"] = {**TWO_DIMS, "pack_values": "plain", "decoder_projected_attention_heads": 8}
 VARIANTS["two-dims-decoder-softmax"] = {**TWO_DIMS, **UNTIED, "decoder_self_attention": "softmax"}
-
-ORDINARY = {"encoder_self_attention": "softmax", "decoder_self_attention": "softmax", "cross_attention": "full"}
 
 
 def close_enough(settings: Dict[str, Any]) -> Dict[str, float]:

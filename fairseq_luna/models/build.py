@@ -15,6 +15,7 @@ from ..modules.encoder_layer import LunaEncoderLayer
 from ..modules.feed_forward import FeedForward
 from ..modules.head_projection import HeadProjection, KeyValue
 from ..modules.linformer import LinformerAttention
+from ..modules.local_attention import DecayingSelfAttention, LocalSelfAttention
 from ..modules.luna_attention import LunaAttention
 from ..modules.pack import Pack
 from ..modules.residual import Residual
@@ -27,6 +28,9 @@ from ..modules.unpack import Unpack
 PACK_SHARPNESS = 1.0
 UNPACK_SHARPNESS = 0.5
 PLAIN_SHARPNESS = 4.0
+# In the encoder's softmax attention, in tokens: of Luna's encoder a position reads slots, and those read positions.
+# Variances add up, so that it begins by seeing a third as sharply, where a slot is a token.
+SELF_SHARPNESS = 1 / (1 / PACK_SHARPNESS + 1 / UNPACK_SHARPNESS)
 
 
 def encoder_layer(cfg: Any, updates_packed: bool) -> nn.Module:
@@ -47,6 +51,8 @@ def encoder_layer(cfg: Any, updates_packed: bool) -> nn.Module:
     elif cfg.encoder_self_attention == "linformer":
         longest, length = cfg.max_source_positions, cfg.linformer_length
         attn = LinformerAttention(dim, heads, longest, length, cfg.linformer_per_head, dropout)
+    elif cfg.encoder_unpack_bias == "gaussian":
+        attn = LocalSelfAttention(dim, heads, dropout, SELF_SHARPNESS)
     else:
         attn = SelfAttention(dim, heads, dropout)
     ffn = FeedForward(dim, cfg.encoder_ffn_embed_dim, cfg.activation_fn, cfg.activation_dropout)
@@ -66,7 +72,7 @@ def source_memory_layer(cfg: Any, last: bool) -> nn.Module:
             sharpness = PLAIN_SHARPNESS if plain else PACK_SHARPNESS
         heads = cfg.decoder_projected_attention_heads
         pack = Pack(dim, heads, tied, cfg.attention_dropout, plain, sharpness)
-        # keys that are values too, of plain averages, were slower to learn (docs/quality-trials.md)
+        # keys that are values too, of plain averages, were slower to learn (docs/notes/trials.md)
         key_value = KeyValue(*to_decoder, tied and not plain)
         residual = _residual(cfg, dim, cfg.decoder_normalize_before)(entered_only=last)
     return _sharded(cfg, SourceMemoryLayer(query, pack, key_value, residual, last, *_recomputing(cfg)))
@@ -77,11 +83,12 @@ def decoder_layer(cfg: Any) -> nn.Module:
     dim, heads, dropout = cfg.decoder_embed_dim, cfg.decoder_attention_heads, cfg.attention_dropout
     attn: Any
     cross: Any
+    decaying = cfg.causal_mean == "decaying"
     if cfg.decoder_self_attention == "luna":
-        tied, decaying = not cfg.untie_luna_kv, cfg.causal_mean == "decaying"
+        tied = not cfg.untie_luna_kv
         attn = LunaCausalAttention(dim, heads, tied, dropout, cfg.causal_activation, decaying)
     else:
-        attn = CausalSelfAttention(dim, heads, dropout)
+        attn = (DecayingSelfAttention if decaying else CausalSelfAttention)(dim, heads, dropout)
     if cfg.cross_attention == "none":
         cross = None
     elif cfg.cross_attention == "packed":

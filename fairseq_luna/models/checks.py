@@ -88,6 +88,29 @@ def check_sizes(values: Dict[str, Any], names: Iterable[str]) -> None:
             raise ValueError(f"{flag(name)} must be at least 1, but is {values[name]}.")
 
 
+def check_slots(values: Dict[str, Any]) -> None:
+    """How many tokens share a slot.
+
+    Raises:
+        ValueError: if there would be more slots than tokens, or the settings contradict each other.
+    """
+    least, most, share = values["tokens_per_slot"], values["most_tokens_per_slot"], values["varied_share"]
+    if least < 1:
+        raise ValueError(f"--tokens-per-slot must be at least 1, but is {least:g}: a slot holds a token or more.")
+    if most is not None and most <= 1:
+        raise ValueError(
+            f"--most-tokens-per-slot must be above 1, but is {most:g}. Leave it out if all sentences are to have the "
+            "same."
+        )
+    if not 0 < share <= 1:
+        raise ValueError(f"--varied-share must be above 0 and at most 1, but is {share:g}.")
+    if values["fix_projection_length"] and (least > 1 or most is not None):
+        given = f"--tokens-per-slot {least:g}" if least > 1 else f"--most-tokens-per-slot {most:g}"
+        raise ValueError(
+            f"{given} does not go with --fix-projection-length, which gives every sentence all slots: leave one out."
+        )
+
+
 def check_probabilities(values: Dict[str, Any], names: Iterable[str]) -> None:
     """Probabilities of dropout and the like.
 

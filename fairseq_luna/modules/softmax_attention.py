@@ -28,6 +28,25 @@ class _Attention(MultiheadAttention):
             projection.load_state_dict(plain.state_dict())
             setattr(self, name, projection)
 
+    def keys_values(self, context: Tensor) -> Tuple[Tensor, Tensor]:
+        """(B, m, D') -> keys and values, (B, H, m, d) each, in the order in which products read them."""
+        key, value = (split_heads(project(context), self.num_heads) for project in (self.k_proj, self.v_proj))
+        return key.contiguous(), value.contiguous()
+
+    def read(
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        hidden: Optional[Tensor] = None,
+        bias: Optional[Tensor] = None,
+        softmax_dtype: Optional[torch.dtype] = None,
+    ) -> Tuple[Tensor, Tensor]:
+        """X (B, n, D), keys and values -> (B, n, D) and the weights (B, H, n, m), by `ops.attention.attention`."""
+        query = split_heads(self.q_proj(x) * self.scaling, self.num_heads)
+        out, weights = attention(query, key, value, hidden, self.dropout_module, softmax_dtype, bias)
+        return self.out_proj(merge_heads(out)), weights
+
 
 class SelfAttention(_Attention):
     """Attention of a sequence to itself: O(n^2 D). In float32 whatever --inference-precision says, unless it has had
@@ -107,7 +126,7 @@ class CrossAttention(_Attention):
         """
         if need_weights:
             # fairseq's whole pass would hand out those of all heads together, after dropout
-            return self.read(x, *self.keys_values(source), padding)
+            return self.read(x, *self.keys_values(source), padding, softmax_dtype=UNPACK_DTYPE)
         x, source = x.transpose(0, 1), source.transpose(0, 1)
         out, _ = super().forward(x, source, source, key_padding_mask=padding, need_weights=False)
         return out.transpose(0, 1), None
@@ -118,18 +137,7 @@ class CrossAttention(_Attention):
         if self not in state:
             state[self] = SourceState(*self.keys_values(source), x.size(1))
         key, value, _ = state[self]
-        return self.read(x, key, value, padding)
-
-    def keys_values(self, source: Tensor) -> Tuple[Tensor, Tensor]:
-        """(B, m, D') -> keys and values, (B, H, m, d) each, in the order in which products read them."""
-        key, value = (split_heads(project(source), self.num_heads) for project in (self.k_proj, self.v_proj))
-        return key.contiguous(), value.contiguous()
-
-    def read(self, x: Tensor, key: Tensor, value: Tensor, padding: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
-        """X (B, n, D), keys and values -> (B, n, D) and the weights (B, H, n, m)."""
-        query = split_heads(self.q_proj(x) * self.scaling, self.num_heads)
-        out, weights = attention(query, key, value, padding, self.dropout_module, UNPACK_DTYPE)
-        return self.out_proj(merge_heads(out)), weights
+        return self.read(x, key, value, padding, softmax_dtype=UNPACK_DTYPE)
 
     def reorder_incremental_state(self, incremental_state: Dict[Any, Any], new_order: Tensor) -> Dict[Any, Any]:
         """Called by fairseq when beams change places or sentences end. new_order: (rows',)."""

@@ -29,7 +29,7 @@ def attention(
         hidden: (B, m), True where a row of the context is padding.
         dropout: applied to the weights.
         softmax_dtype: as in `softmax`.
-        bias: added to the logits, (B, H, n, m).
+        bias: added to the logits, (B, H, n, m), or (H, n, m) of all sentences.
 
     Returns:
         (B, H, n, d) and the weights (B, H, n, m) before dropout.

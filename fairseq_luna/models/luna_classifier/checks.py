@@ -30,6 +30,7 @@ def checked(cfg: Any) -> Any:
     dims = "encoder_embed_dim", "encoder_ffn_embed_dim"
     sizes = "projection_length", "linformer_length", "encoder_layers", "max_source_positions"
     checks.check_sizes(values, (*dims, *sizes, "quant_noise_pq_block_size"))
+    checks.check_slots(values)
     dropouts = "dropout", "attention_dropout", "activation_dropout", "word_dropout"
     checks.check_probabilities(values, (*dropouts, "encoder_layerdrop", "quant_noise_pq"))
     heads = "encoder_attention_heads", "encoder_projected_attention_heads"

@@ -14,7 +14,8 @@ Pooling = ChoiceEnum(POOLINGS)
 
 # of the translation encoder, in the order in which they are listed
 SHARED = (
-    "projection_length fix_projection_length untie_luna_kv pack_bias pack_values encoder_unpack_bias "
+    "projection_length fix_projection_length tokens_per_slot most_tokens_per_slot varied_share untie_luna_kv pack_bias "
+    "pack_values encoder_unpack_bias "
     "encoder_self_attention linformer_length linformer_per_head encoder_embed_dim encoder_ffn_embed_dim "
     "encoder_layers encoder_attention_heads encoder_projected_attention_heads encoder_normalize_before "
     "encoder_learned_pos encoder_layerdrop encoder_layers_to_keep dropout attention_dropout activation_dropout "

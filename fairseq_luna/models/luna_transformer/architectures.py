@@ -5,7 +5,7 @@ from typing import Any, Dict, Optional
 from ..registration import config_of
 from .config import LunaTransformerConfig
 
-# The paper's large models are post-norm. What goes beyond it trains better with pre-norm (docs/quality-trials.md).
+# The paper's large models are post-norm. What goes beyond it trains better with pre-norm (docs/notes/trials.md).
 PRE_NORM: Dict[str, Any] = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 WMT: Dict[str, Any] = {"attention_dropout": 0.1, "activation_dropout": 0.1}
 TINY: Dict[str, Any] = {

@@ -47,6 +47,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     dims = "encoder_embed_dim", "encoder_ffn_embed_dim", "decoder_embed_dim", "decoder_ffn_embed_dim"
     counts = "encoder_layers", "decoder_layers", "max_source_positions", "max_target_positions"
     checks.check_sizes(values, ("projection_length", "linformer_length", *dims, *counts, "quant_noise_pq_block_size"))
+    checks.check_slots(values)
     dropouts = "dropout", "attention_dropout", "activation_dropout", "word_dropout", "adaptive_softmax_dropout"
     checks.check_probabilities(values, (*dropouts, "encoder_layerdrop", "decoder_layerdrop", "quant_noise_pq"))
     checks.check_heads(
@@ -131,16 +132,18 @@ def without_effect(cfg: Any) -> List[str]:
     )
     read = {
         "fix_projection_length": has_packed(cfg),
+        "tokens_per_slot": has_packed(cfg),
+        "most_tokens_per_slot": has_packed(cfg),
+        "varied_share": cfg.most_tokens_per_slot is not None,
         "untie_luna_kv": has_packed(cfg),
         "pack_bias": encoder or cross,
         "pack_values": encoder or cross,
-        "encoder_unpack_bias": encoder,
+        "encoder_unpack_bias": cfg.encoder_self_attention != "linformer",
         "linformer_length": cfg.encoder_self_attention == "linformer",
         "linformer_per_head": cfg.encoder_self_attention == "linformer",
         "encoder_projected_attention_heads": encoder,
         "decoder_projected_attention_heads": cross,
         "causal_activation": causal,
-        "causal_mean": causal,
         "no_decoder_final_norm": cfg.decoder_normalize_before,
         "quant_noise_pq_block_size": cfg.quant_noise_pq > 0,
         "adaptive_softmax_dropout": cfg.adaptive_softmax_cutoff is not None,

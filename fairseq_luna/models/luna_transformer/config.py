@@ -46,6 +46,23 @@ class LunaTransformerConfig(RefusedSettings):
     fix_projection_length: bool = field(
         default=False, metadata=_help("use all l slots, also for sentences shorter than l")
     )
+    tokens_per_slot: float = field(
+        default=1.0,
+        metadata=_help(
+            "tokens of the source that share a slot: n tokens use n / this slots, rounded up, and --projection-length "
+            "at most (can be changed for generation by --model-overrides)"
+        ),
+    )
+    most_tokens_per_slot: Optional[float] = field(
+        default=None,
+        metadata=_help(
+            "in training, sentences draw their tokens per slot between --tokens-per-slot and this, so that the model "
+            "can be used with any of them (default: they draw nothing)"
+        ),
+    )
+    varied_share: float = field(
+        default=1.0, metadata=_help("share of the sentences that draw; the others keep --tokens-per-slot")
+    )
     untie_luna_kv: bool = field(default=False, metadata=_help("use separate projections for keys and values"))
     causal_activation: CausalActivation = field(  # type: ignore[valid-type]
         default="softplus",
@@ -54,7 +71,8 @@ class LunaTransformerConfig(RefusedSettings):
     causal_mean: CausalMean = field(  # type: ignore[valid-type]
         default="flat",
         metadata=_help(
-            "mean of the past in the decoder: flat weighs all words alike, decaying has heads forget at their own rates"
+            "the past in the decoder's self-attention: flat weighs all words alike, decaying has heads forget at their "
+            "own rates (with softmax by a bias of the logits)"
         ),
     )
     pack_bias: Bias = field(  # type: ignore[valid-type]
@@ -72,7 +90,8 @@ class LunaTransformerConfig(RefusedSettings):
     encoder_unpack_bias: Bias = field(  # type: ignore[valid-type]
         default="none",
         metadata=_help(
-            "which slots a position of the encoder reads: all alike (none), or rather those near it (gaussian)"
+            "which slots a position of the encoder reads, or with softmax which positions: all alike (none), or rather "
+            "those near it (gaussian)"
         ),
     )
     encoder_self_attention: EncoderAttention = field(  # type: ignore[valid-type]

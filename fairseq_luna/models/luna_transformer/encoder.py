@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...modules.dropout import Dropout
 from ...modules.layer import at_work, draw_layers
+from ...modules.slot_count import SlotCount
 from ...modules.slot_info import SlotInfo
 from ...ops.slots import slot_positions
 from ..build import encoder_layer
@@ -57,7 +58,13 @@ class LunaEncoder(FairseqEncoder):
         self.ends = "learned positions" if cfg.encoder_learned_pos else ""
         if cfg.encoder_self_attention == "linformer":
             self.ends = "Linformer's sums"
-        self.fix_projection_length = cfg.fix_projection_length
+        self.slot_count = SlotCount(
+            cfg.projection_length,
+            cfg.tokens_per_slot,
+            cfg.most_tokens_per_slot,
+            cfg.varied_share,
+            cfg.fix_projection_length,
+        )
 
         self.embed_tokens = embed_tokens
         self.embed_scale = 1.0 if cfg.no_scale_embedding else math.sqrt(dim)
@@ -189,8 +196,8 @@ class LunaEncoder(FairseqEncoder):
     def slots(self, padding: Tensor) -> Tuple[int, SlotInfo]:
         """How many slots the batch needs, and which of them each sentence uses, for what stretch.
 
-        A sentence has no more slots than tokens, so that its translation does not depend on the
-        batch it is in; --fix-projection-length gives every sentence all l.
+        That depends on the sentence, so that its translation does not depend on the batch it is in;
+        --fix-projection-length gives every sentence all l.
 
         Args:
             padding: (B, n), True where the source is padded.
@@ -200,13 +207,10 @@ class LunaEncoder(FairseqEncoder):
         """
         if self.packed_embedding is None:
             return 0, SlotInfo(None, None)
-        slots, hidden, positions = self.packed_embedding.size(0), None, None
-        lengths = (~padding).sum(dim=1, keepdim=True)
-        used = torch.full_like(lengths, slots)
-        if not self.fix_projection_length:
-            slots = min(slots, padding.size(1))
-            used = lengths.clamp(max=slots)
-            hidden = torch.arange(slots, device=padding.device) >= lengths
+        slots, used = self.slot_count((~padding).sum(dim=1, keepdim=True), padding.size(1))
+        hidden = positions = None
+        if not self.slot_count.fixed:
+            hidden = torch.arange(slots, device=padding.device) >= used
         if self.gaussian:
             positions = slot_positions(padding, used)
         return slots, SlotInfo(hidden, positions)

@@ -76,3 +76,8 @@ def decay_powers(decay: Tensor, n: int) -> Tensor:
     """lambda^(t - j) for j <= t, else 0: (H, n, n)."""
     t = torch.arange(n, device=decay.device)
     return (decay.view(-1, 1, 1) ** (t.view(-1, 1) - t).clamp(min=0)).tril()
+
+
+def decay_logits(decay: Tensor, apart: Tensor) -> Tensor:
+    """log(lambda) i for positions i apart, of which a softmax makes lambda^i: (H, n, m). apart: i, (n, m)."""
+    return decay.log().view(-1, 1, 1) * apart
