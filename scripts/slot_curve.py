@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List
 
-import recipes
 from common import (
     Problem,
     alone,
@@ -28,6 +27,8 @@ from compare import table_of
 from generate import add_options, file_name, generate, parse, record_of
 from progress import figure_for
 from scores import score
+
+from fairseq_luna.text import recipes
 
 RATIOS = [1.0, 1.5, 2.0, 3.0, 4.0]
 SCORES = "BLEU", "chrF"
