@@ -93,6 +93,27 @@ def cli(module, *args):
     module.cli_main()
 
 
+def assert_resumes(folder: Path, data: Path, *words) -> None:
+    """That a training of 7 updates is the same, to the bit, where it ends after 3 and continues.
+
+    Args:
+        folder: for the checkpoints.
+        data: what fairseq-train reads.
+        words: its other options.
+    """
+    import fairseq_cli.train
+
+    for name, stops in ("whole", [7]), ("parted", [3, 7]):
+        for updates in stops:
+            ends = "--max-update", updates, "--save-interval-updates", updates, "--save-dir", folder / name
+            command = data, "--user-dir", USER_DIR, *words, *ends, "--log-format", "none", "--cpu"
+            assert in_child(cli, fairseq_cli.train, *command) == 0
+    whole, parted = (torch.load(str(folder / name / "checkpoint_last.pt")) for name in ("whole", "parted"))
+    assert whole["optimizer_history"][-1]["num_updates"] == parted["optimizer_history"][-1]["num_updates"] == 7
+    different = [key for key, value in whole["model"].items() if not torch.equal(value, parted["model"][key])]
+    assert not different and whole["model"].keys() == parted["model"].keys()
+
+
 def wait_until(condition: Callable[[], bool], process: Optional[subprocess.Popen] = None) -> None:
     """Returns once `condition()` holds, which `process`, if given, brings about before it ends."""
     deadline = time.time() + HANGS

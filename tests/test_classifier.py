@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from commands import fairseq, run
+from commands import assert_resumes, fairseq, run
 from fairseq import options
 from fairseq.data import Dictionary, indexed_dataset
 from tiny import PAD
@@ -119,6 +119,17 @@ def test_texts_are_classified_in_python():
             model.classify([text])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["luna", "gaussian", "linformer", "softmax"])
+def test_half_precision(name, dtype):
+    if dtype == torch.float16 and torch.__version__ < (2,):
+        pytest.skip("torch 1 has no products in float16 on a CPU")
+    wide, half = build(**VARIANTS[name]), build(**VARIANTS[name]).to(dtype)
+    tokens = texts([60, 17, 1])
+    want, found = wide(tokens)[0], half(tokens)[0].double()
+    assert (found - want).abs().max() < (0.05 if dtype == torch.bfloat16 else 0.01) * want.abs().max()
+
+
 # ---- data, and fairseq's commands
 
 
@@ -208,6 +219,14 @@ def trained(tmp_path_factory):
         )
     )
     return folder
+
+
+def test_a_resumed_training_equals_an_unbroken_one(trained, tmp_path):
+    """To the bit, in the midst of an epoch, with dropout."""
+    words = "--task", "text_classification", "--criterion", "sentence_prediction", "--arch", "luna_classifier_tiny"
+    words += "--encoder-layers", 1, "--max-source-positions", 64, "--batch-size", 60, "--dropout", 0.2
+    words += "--optimizer", "adam", "--lr", 0.01, "--no-epoch-checkpoints", "--disable-validation"
+    assert_resumes(tmp_path, trained / "data", *words)
 
 
 def test_fairseq_validate(trained):

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from commands import ROOT, fairseq, run
+from commands import ROOT, assert_resumes, fairseq, run
 from fairseq import options, tasks
 from fairseq.dataclass.initialize import add_defaults
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -151,6 +151,24 @@ def test_a_prepared_model_says_nearly_the_same(precision):
     assert (features(model, targets([9, 5])) - want).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["tied", "untied-decaying-pre-norm"])
+def test_half_precision(name, dtype):
+    """Close to float32 over a long text, step by step too: the state is kept in float32."""
+    if dtype == torch.float16 and torch.__version__ < (2,):
+        pytest.skip("torch 1 has no products in float16 on a CPU")
+    settings = {**VARIANTS[name], "max_target_positions": 600}
+    wide, half = build(double=False, **settings), build(double=False, **settings).to(dtype)
+    tokens = targets([500])
+    want, found = features(wide, tokens), features(half, tokens).float()
+    scale, allowed = want.abs().max(), 0.05 if dtype == torch.bfloat16 else 0.01
+    assert (found - want).abs().max() < allowed * scale
+    state = {}
+    for t in range(1, 21):
+        step = features(half, tokens[:, :t], state).float()
+    assert (step[:, -1] - want[:, 19]).abs().max() < allowed * scale
+
+
 def test_layers_are_dropped_and_pruned():
     model = build(decoder_layers=3, decoder_layerdrop=0.5).train()
     assert len({features(model, targets([5]))[0, 0, 0].item() for _ in range(20)}) > 3
@@ -224,6 +242,14 @@ def test_fairseq_eval_lm(trained):
         done = run(fairseq("eval_lm", trained / "bin", "--path", trained / "checkpoint_best.pt", *window))
         perplexity = float(re.search(r"Perplexity: ([\d.]+)", done.stdout + done.stderr)[1])
         assert perplexity < 1.6  # of a first word that is any of ten, and twelve that follow: 10 ** (1 / 13) = 1.19
+
+
+def test_a_resumed_training_equals_an_unbroken_one(trained, tmp_path):
+    """To the bit, in the midst of an epoch, with dropout."""
+    words = "--task", "language_modeling", "--arch", "luna_lm_tiny", "--decoder-layers", 1, "--decoder-embed-dim", 32
+    words += "--tokens-per-sample", 64, "--sample-break-mode", "eos", "--batch-size", 50, "--optimizer", "adam"
+    words += "--dropout", 0.2, "--lr", 0.01, "--no-epoch-checkpoints", "--disable-validation"
+    assert_resumes(tmp_path, trained / "bin", *words)
 
 
 def test_fairseq_interactive_goes_on_counting(trained):
