@@ -107,7 +107,7 @@ def pack_data(data: Path, file: Path) -> None:
     if file.is_dir():
         raise Problem(f"{file} is a folder: give --pack-data the name of a file, such as {file / 'data.tar.xz'}")
     pack(data, file)
-    say(f"wrote {file}, {file.stat().st_size / 1e6:,.1f} MB: give it by --data where the study runs")
+    say(f"wrote {file}, {file.stat().st_size / 1e6:,.2f} MB: give it by --data where the study runs")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from generate import LENGTHS, fairseq_command, lines, number_of_parts
 from progress import TrainingLog
 from scores import by_length, compare, score
 
-WARM = 40  # updates of a trial before it validates and saves; compiling and graphs are behind it then
+WARM = 60  # updates of a trial before it validates and saves; compiling and graphs are behind it then
 EVERY = 5  # updates from one record of its log to the next
 RECORDS = 4  # at least, that are measured
 STRETCH = 20.0, 0.02  # seconds that are measured at most, and of the time that is left
@@ -103,7 +103,7 @@ class Planner:
         updates = max(LEAST, found)
         each = ", ".join(f"{name} {pace.update:.3g}" for name, pace in paces.items())
         told = (
-            f"Of {self.args.minutes:g} minutes {left / 60:.1f} were left after trials with {size} at once. Seconds an "
+            f"Of {self.args.minutes:g} minutes {max(0.0, left) / 60:.1f} were left after trials with {size} at once. Seconds an "
             f"update: {each}. Translation was estimated at {max(pace.translation for pace in in_order):.0f} s a "
             f"training, by a part of a test set and a model that has learnt little, and all scores at {scores:.0f} s, "
             f"by {LINES} lines. So each training makes {updates:,} updates"
