@@ -18,8 +18,7 @@ from common import Problem, read_json, remove, run
 from compare_scores import SCORES, Scorer
 from compare_study import folder, words_of
 from compare_trainings import Devices, Trainer, reason
-from decoding import flags
-from generate import LENGTHS, fairseq_command, lines, number_of_parts
+from generate import LENGTHS, fairseq_command, lines, number_of_parts, options_of
 from progress import TrainingLog
 from scores import by_length, compare, score
 
@@ -103,9 +102,10 @@ class Planner:
         updates = max(LEAST, found)
         each = ", ".join(f"{name} {pace.update:.3g}" for name, pace in paces.items())
         told = (
-            f"Of {self.args.minutes:g} minutes {max(0.0, left) / 60:.1f} were left after trials with {size} at once. Seconds an "
-            f"update: {each}. Translation was estimated at {max(pace.translation for pace in in_order):.0f} s a "
-            f"training, by a part of a test set and a model that has learnt little, and all scores at {scores:.0f} s, "
+            f"Of {self.args.minutes:g} minutes {max(0.0, left) / 60:.1f} were left after trials with {size} at once. "
+            f"Seconds an update: {each}. Translation was estimated at "
+            f"{max(pace.translation for pace in in_order):.0f} s a training, by a part of a test set and a model that "
+            f"has learnt little, and all scores at {scores:.0f} s, "
             f"by {LINES} lines. So each training makes {updates:,} updates"
         )
         told += "." if updates == found else ", the least there is, and takes longer than that."
@@ -220,8 +220,7 @@ class Planner:
         average = (time.time() - begun) * scorer.decoding["average"] / inputs
         options = scorer.options(run_folder)
         search = {"beam": options.beam, "lenpen": scorer.decoding["lenpen"], **LENGTHS}
-        words = flags({**search, "max_tokens": options.max_tokens})
-        words += [f"--{name}" for name in ("fp16", "bf16", "cpu") if getattr(options, name)]
+        words = options_of(options, {**search, "max_tokens": options.max_tokens}) + ["--cpu"] * options.cpu
         split = next(iter(scorer.tests.values()))
         parts = math.ceil(number_of_parts(options, split, lines(scorer.data, split), 1) / BATCHES)
         words += ["--distributed-world-size", str(parts), "--distributed-rank", "0"]

@@ -261,7 +261,7 @@ def generate(
     if more.constraints:
         sources, room = constrained(args.data, subset, more.constraints)
         search["max_len_b"] += room
-    options = flags(search) + ["--fp16"] * args.fp16 + ["--bf16"] * args.bf16 + args.extra
+    options = options_of(args, search)
     settings = {"model": " ".join(map(fingerprint, models)), "data": fingerprint(args.data / "manifest.json")}
     settings.update(subset=subset, options=quote(options))
     if more.constraints:
@@ -310,6 +310,11 @@ def generate(
     write_json(record, {"settings": settings, "command": typed, "seconds": seconds})
     remove(folder)
     say(f"wrote {out}: {total:,} sentences in {seconds:,} s")
+
+
+def options_of(args: argparse.Namespace, search: Dict[str, Any]) -> List[str]:
+    """The options of fairseq-generate for a search, but for the device."""
+    return flags(search) + ["--fp16"] * args.fp16 + ["--bf16"] * args.bf16 + args.extra
 
 
 def sentences(paths: Sequence[Path]) -> Iterator[List[str]]:
