@@ -22,6 +22,7 @@ from generate import LENGTHS, fairseq_command, lines, number_of_parts, options_o
 from progress import TrainingLog
 from scores import by_length, compare, score
 
+TRIAL = "trial"  # the folder, in that of the study
 WARM = 60  # updates of a trial before it validates and saves; compiling and graphs are behind it then
 EVERY = 5  # updates from one record of its log to the next
 RECORDS = 4  # at least, that are measured
@@ -82,7 +83,7 @@ class Planner:
         self.study, self.trainer, self.scorer, self.begun = study, trainer, scorer, begun
         self.devices: Devices = trainer.devices
         self.args = trainer.args
-        self.out = self.args.out / "trial"
+        self.out = self.args.out / TRIAL
 
     def left(self) -> float:
         """Seconds of the budget that are left."""

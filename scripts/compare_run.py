@@ -9,7 +9,7 @@ from queue import Queue
 from typing import Any, Dict, List, Optional, Tuple
 
 from common import Problem, claim, differences, import_plugin, quote, read_json, remove, write_json
-from compare_pace import AVERAGED, Planner
+from compare_pace import AVERAGED, TRIAL, Planner
 from compare_report import Report, Results
 from compare_scores import SETS, Scorer, figures
 from compare_study import folder
@@ -112,8 +112,9 @@ class Study:
         settings = {"config": config.stem, "config sha256": fingerprint(config)}
         settings["overrides"] = self.study.get("overrides", {})
         settings.update({"given": self.args.overrides, "data": fingerprint(self.args.data / "manifest.json")})
-        remove(self.out / "trial")
         begun = read_json(self.out / "settings.json", {})
+        if "minutes" in begun:
+            remove(self.out / TRIAL)  # of a command that was killed in it
         if self.args.start:
             before = begun.get("start")  # the same folder may be given by another path
             same = before and Path(before).resolve() == self.args.start.resolve()
