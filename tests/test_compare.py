@@ -248,19 +248,15 @@ def test_a_study_within_minutes_from_one_file(tmp_path, here, compared, monkeypa
     )
 
 
-def test_losses_are_reported_before_translations(finished, data, tmp_path, compared, trained, monkeypatch):
-    """All that a kill before the first translation leaves."""
+def test_losses_are_reported_before_translations(finished, data, tmp_path, compared, trained):
+    """All that is known where nothing can be translated: the checkpoints are spoilt."""
     out = tmp_path / "out"
     shutil.copytree(finished / "out", out, symlinks=True)
-    for path in [*out.glob("report*"), *out.glob("*.png"), *out.rglob("scores.json")]:
+    for path in [*out.glob("report*"), *out.glob("*.png"), *out.rglob("scores.json"), *out.rglob("model.*")]:
         path.unlink()
-
-    def no_room(self, run, seed, environment):
-        raise OSError("no room")
-
-    monkeypatch.setattr(compare_run.Scorer, "score", no_room)
-    monkeypatch.setattr(compare_run, "REFRESH", 0)
-    compared(finished / "study.yaml", data, out, "--seeds", 1, fails=True)
+    for path in out.rglob("checkpoint*.pt"):
+        path.write_bytes(b"")
+    assert "2 of 2 failed" in compared(finished / "study.yaml", data, out, "--seeds", 1, fails=True)
     text = (out / "report.md").read_text(encoding="utf-8")
     assert "| Transformer | " in text and "| Luna, a/b | " in text and (out / "learning-curves.png").exists()
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
