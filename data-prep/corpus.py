@@ -152,6 +152,8 @@ def add_options(parser: argparse.ArgumentParser, max_length: int, max_ratio: flo
 def settings_of(args: argparse.Namespace) -> Dict[str, Any]:
     names = "source", "target", "recipe", "vocab_size", "max_characters", "max_length", "max_ratio"
     settings = {name: getattr(args, name) for name in names}
+    if getattr(args, "test_sets", None):
+        settings["test sets"] = args.test_sets
     if vocabulary_of(args):
         del settings["vocab_size"]  # the other data's
         settings["vocabulary"] = sha256(vocabulary_of(args))
@@ -209,12 +211,14 @@ class Corpus:
         """
         Args:
             name: of the command, for what it says.
-            texts: for each split, the parts it is made of, source and target.
+            texts: for each split, the parts it is made of, source and target: train, valid, test and, where there
+                are more test sets, test1 and so on.
             sums: the SHA-256 of all they are read from, each under its name.
             limit: take no more than the first so many pairs of each part of the training text.
             facts: more for the manifest.
         """
         self.name, self.args, self.texts, self.limit, self.facts = name, args, texts, limit, facts or {}
+        self.held_out = [split for split in texts if split != "train"]
         self.out, self.languages = args.out, (args.source, args.target)
         self.settings = {**settings_of(args), "limit": limit}
         self.settings.update((f"sha256 of {name}", value) for name, value in sums.items())
@@ -279,7 +283,7 @@ class Corpus:
         return {f"version of {name}": known[name] for name in names}
 
     def sides(self) -> List[Tuple[str, str]]:
-        return [(split, lang) for split in SPLITS for lang in self.languages]
+        return [(split, lang) for split in self.texts for lang in self.languages]
 
     def files(self) -> List[str]:
         return [f"{split}.{lang}" for split, lang in self.sides()]
@@ -426,10 +430,11 @@ class Corpus:
         """Write pieces/, without the training pairs whose lengths are out of bounds."""
         self.say(f"cutting the text into pieces with {self.args.workers} processes")
         texts = self.steps["text"]["result"]["texts"]
-        pieces, lossy, dropped, kept, long = Counter(), 0, Counter(), Counter(), {"valid": 0, "test": 0}
+        pieces, lossy, dropped, kept = Counter(), 0, Counter(), Counter()
+        long = dict.fromkeys(self.held_out, 0)
         with whole(self.out / "pieces") as folder, bar(sum(texts.values()) // 2, "pair") as shown:
             folder.mkdir()
-            for split in SPLITS:
+            for split in self.texts:
                 pairs = zip(*(read_lines(self.tokenised / f"{split}.{lang}") for lang in self.languages))
                 work = partial(split_block, self.args.max_length, self.args.max_ratio, split == "train")
                 results = spread(work, blocks(pairs), self.args.workers, self.recipe)
@@ -468,8 +473,9 @@ class Corpus:
             command += ["--user-dir", str(USER_DIR)]  # for index_large_data of fairseq_luna/compat/data.py
             if (self.out / "pieces" / "dict.txt").exists():
                 command += ["--srcdict", str(self.out / "pieces" / "dict.txt")]
-            for split in SPLITS:
-                command += [f"--{split}pref", str(self.out / "pieces" / split)]
+            for kind in SPLITS:
+                alike = [str(self.out / "pieces" / split) for split in self.texts if split.startswith(kind)]
+                command += [f"--{kind}pref", ",".join(alike)]
             command += ["--destdir", str(folder), "--workers", str(self.args.workers)]
             found: Dict[str, Dict[str, int]] = {}
 

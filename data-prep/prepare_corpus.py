@@ -4,9 +4,11 @@ Training pairs that cannot be used are dropped and counted; the validation and t
 only what changed is done again; a run that was killed goes on."""
 
 import argparse
+import re
 from pathlib import Path
+from typing import Dict, List
 
-from corpus import SPLITS, Corpus, Text, absolute, add_options, positive, settings_of, stamp, taken  # isort: skip
+from corpus import Corpus, Text, absolute, add_options, positive, settings_of, stamp, taken  # isort: skip
 from common import Problem, entry, go_on_later, read_json, sha256, write_json
 
 from fairseq_luna.text import recipes
@@ -14,10 +16,17 @@ from fairseq_luna.text import recipes
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prepare-corpus.sh", description=__doc__)
-    for split in SPLITS:
+    for split in "train", "valid":
         parser.add_argument(
             f"--{split}", required=True, metavar="PREFIX", help=f"the {split} text is PREFIX.SOURCE and PREFIX.TARGET"
         )
+    parser.add_argument(
+        "--test",
+        required=True,
+        action="append",
+        metavar="PREFIX",
+        help="the test text, or NAME=PREFIX; give it several times for several test sets",
+    )
     parser.add_argument("--source", required=True, metavar="LANG")
     parser.add_argument("--target", required=True, metavar="LANG")
     vocabulary = parser.add_mutually_exclusive_group()
@@ -51,14 +60,40 @@ def main() -> None:
                 f"{args.vocabulary_of} is of --recipe {given.name}, but here it is {args.recipe}: give the same"
             )
     languages = args.source, args.target
-    paths = {f"{split}.{lang}": Path(f"{getattr(args, split)}.{lang}") for split in SPLITS for lang in languages}
+    tests = named(args.test, args.source)
+    splits = {"train": args.train, "valid": args.valid}
+    # as fairseq calls them
+    numbered = {name: f"test{number or ''}" for number, name in enumerate(tests)}
+    splits.update((numbered[name], prefix) for name, prefix in tests.items())
+    args.test_sets = numbered if list(numbered) != ["test"] else None
+    paths = {f"{split}.{lang}": Path(f"{prefix}.{lang}") for split, prefix in splits.items() for lang in languages}
     for path in paths.values():
         if not path.is_file():
             raise Problem(f"there is no file {path}")
-    texts = {split: [tuple(Text(paths[f"{split}.{lang}"]) for lang in languages)] for split in SPLITS}
+    texts = {split: [tuple(Text(paths[f"{split}.{lang}"]) for lang in languages)] for split in splits}
     with taken(args.out, settings_of(args)):
         sums = {name: known_sha256(path, args.out / "inputs.json") for name, path in paths.items()}
         Corpus("prepare-corpus", args, texts, sums).prepare()
+
+
+def named(words: List[str], source: str) -> Dict[str, str]:
+    """The prefix of each test set by its name."""
+    found: Dict[str, str] = {}
+    for word in words:
+        name, _, prefix = word.partition("=")
+        if not prefix or Path(f"{word}.{source}").is_file():  # a path may hold a = too
+            name, prefix = "test", word
+        if not re.fullmatch(r"[\w.+-]+", name) or re.fullmatch(r"train|valid|test\d+", name):
+            raise Problem(
+                f"--test {word}: {name} cannot name a test set; take letters, digits and .+-_, but not train, valid or "
+                "test1, which fairseq uses itself"
+            )
+        if name in found:
+            raise Problem(f"two test sets have the name {name}: give each its own by --test NAME=PREFIX")
+        found[name] = prefix
+    if "test" in list(found)[1:]:
+        raise Problem("the test set with the name test must be the first: give the others after it, or name it too")
+    return found
 
 
 def known_sha256(path: Path, notes: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from common import whole, write_json, write_text
-from compare import table_of
+from compare_report import table_of
 from progress import figure_for
 
 GUESS = "always guessing the largest class gives"  # in a manifest

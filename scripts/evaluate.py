@@ -27,6 +27,7 @@ from common import (
 from generate import add_options, file_name, fingerprint, generate, parse
 from progress import draw_by_length
 from scores import RESAMPLES, by_length, compare, compound_split_bleu, has_todays_lengths, score
+from testsets import name_of, split_of
 
 from fairseq_luna.text import recipes
 
@@ -64,7 +65,7 @@ PAPER = (
 
 def main() -> None:
     args = parse_args()
-    out = args.run / "evaluation"
+    out = args.run / place_of(args)
     with alone(out):
         Evaluation(args, out).run()
     print("\n" + (out / "table.md").read_text(encoding="utf-8"))
@@ -91,12 +92,26 @@ def parse_args() -> argparse.Namespace:
         "--lenpens", type=float, nargs="+", metavar="X", help=f"those that --sweep tries (default {LENPENS})"
     )
     parser.add_argument("--against", type=Path, metavar="RUN_DIR2", help="an evaluated run to test the difference to")
+    parser.add_argument(
+        "--subset",
+        default="test",
+        metavar="NAME",
+        help="another test set of the data, by its name: into RUN_DIR/evaluation-NAME (default: the first)",
+    )
     args = parse(parser)
     if args.sweep and args.lenpen is not None:
         parser.error("--lenpen sets what --sweep would choose: give one of them")
     if args.lenpens and not args.sweep:
         parser.error("--lenpens are for --sweep: give that too, or one --lenpen")
+    args.split = split_of(args.data, args.subset)
+    if not args.split.startswith("test"):
+        parser.error(f"--subset {args.subset} is no test set")
     return args
+
+
+def place_of(args: argparse.Namespace) -> str:
+    """The folder of an evaluation, in that of its run; one for each test set."""
+    return "evaluation" if args.split == "test" else f"evaluation-{args.subset}"
 
 
 def say(message: str) -> None:
@@ -112,7 +127,7 @@ class Evaluation:
         self.recipe = recipes.load(args.data)
         self.source, self.target = self.recipe.source, self.recipe.target
         self.report = out / "report.json"
-        texts = (args.data / "raw" / f"test.{lang}" for lang in (self.source, self.target))
+        texts = (args.data / "raw" / f"{args.split}.{lang}" for lang in (self.source, self.target))
         self.test_set = {path.name: fingerprint(path) for path in texts}
         self.other = self.other_report()
 
@@ -121,12 +136,17 @@ class Evaluation:
         against = self.args.against
         if not against:
             return None
-        report = read_json(against / "evaluation" / "report.json")
+        report = read_json(against / place_of(self.args) / "report.json")
         if not report:
-            raise Problem(f"{against} was not evaluated: run `bash scripts/evaluate.sh {quote([str(against)])}` first")
+            command = quote(["bash", "scripts/evaluate.sh", str(against), *self.subset()])
+            raise Problem(f"{against} was not evaluated: run `{command}` first")
         if report["settings"]["sha256 of the test set"] != self.test_set:
             raise Problem(f"{against} was scored on another test set than {self.args.data}/raw/: no test is possible")
         return report
+
+    def subset(self) -> List[str]:
+        """The option that chooses this test set."""
+        return [] if self.args.split == "test" else ["--subset", self.args.subset]
 
     def run(self) -> None:
         self.average()
@@ -135,8 +155,8 @@ class Evaluation:
         if sweep:  # of equals, the first
             lenpen = max(sweep, key=lambda row: row["BLEU on valid"])["lenpen"]
             say(f"chosen: length penalty {lenpen:g}")
-        file = self.out / file_name(self.args, "test", lenpen)
-        generate(self.args, "test", lenpen, file)
+        file = self.out / file_name(self.args, self.args.subset, lenpen)
+        generate(self.args, self.args.split, lenpen, file)
         hypotheses = list(read_lines(file))
         generation = read_json(file.with_name(file.name + ".json"))
         settings = {
@@ -174,7 +194,7 @@ class Evaluation:
 
     def score(self, hypotheses: List[str], decoding: dict, settings: dict) -> None:
         say(f"scoring, with {RESAMPLES:,} resamples for the intervals")
-        sources, references = (self.text("test", lang) for lang in (self.source, self.target))
+        sources, references = (self.text(self.args.split, lang) for lang in (self.source, self.target))
         scores = score(hypotheses, references, self.target, resamples=RESAMPLES)
         if self.target == "de":
             scores[COMPOUND] = compound_split_bleu(hypotheses, references, RESAMPLES)
@@ -183,7 +203,7 @@ class Evaluation:
         buckets = by_length(sources, hypotheses, references, self.target)
         against = None
         if self.other:
-            folder = self.args.against / "evaluation"
+            folder = self.args.against / place_of(self.args)
             others = list(read_lines(folder / self.other["decoding"]["file"]))
             against = {
                 "name": self.other["name"],
@@ -243,7 +263,8 @@ class Evaluation:
             "recipe": self.recipe.name,
             "vocabulary": self.manifest.get("vocabulary"),
             "lines": self.manifest.get("lines"),
-            "official test set": test.get("official", "unknown"),
+            "test set": name_of(self.args.data, self.args.split),
+            "official test set": test.get("official", "unknown") if self.args.split == "test" else "unknown",
         }
 
     def text(self, subset: str, lang: str) -> List[str]:
@@ -313,6 +334,8 @@ def note(report: dict) -> str:
     official = {True: " (the official test set)", False: " (not the official test set)"}.get(
         data["official test set"], ""
     )
+    named = data.get("test set", "test")
+    test = "test sentences" if named == "test" else f"sentences of {named}"
     sentences = sum(bucket["sentences"] for bucket in report["BLEU by words of the source"])
     chosen = ", chosen on the validation set" if decoding["sweep"] else ""
     inputs = model["average of"]
@@ -320,7 +343,7 @@ def note(report: dict) -> str:
     updates = "an unknown number of" if model["updates"] is None else f"{model['updates']:,}"
     return (
         f"{report['name']}: {updates} updates, {averaged}; beam {decoding['beam']}, length penalty "
-        f"{decoding['lenpen']:g}{chosen}; {sentences:,} test sentences{official}; "
+        f"{decoding['lenpen']:g}{chosen}; {sentences:,} {test}{official}; "
         f"data recipe {data['recipe']}."
     )
 

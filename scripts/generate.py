@@ -40,6 +40,7 @@ from common import (
 )
 from decoding import Hypothesis, add_search_options, flags, possible, rows, search_settings
 from progress import bar
+from testsets import split_of
 
 from fairseq_luna.generation.options import Search
 from fairseq_luna.generation.places import agree
@@ -53,9 +54,9 @@ NO_LIMITS = ["--max-source-positions", "1000000", "--max-target-positions", "100
 
 SET_HERE = {
     *("--beam", "--lenpen", "--length-penalty", "--path", "--gen-subset", "--task", "--results-path", "--post-process"),
-    *("--remove-bpe", "--user-dir", "--source-lang", "--target-lang", "-s", "-t", "--fp16", "--cpu", "--max-tokens"),
+    *("--remove-bpe", "--user-dir", "--source-lang", "--target-lang", "-s", "-t", "--fp16", "--bf16", "--cpu"),
     *("--quiet", "--nbest", "--num-shards", "--shard-id", "--distributed-world-size", "--distributed-rank"),
-    *("--constraints", "--prefix-size"),
+    *("--constraints", "--prefix-size", "--max-tokens"),
 }
 
 
@@ -88,7 +89,7 @@ def main() -> None:
     agree([recipes.load(data) for data in (args.data, *(folder / "data" for folder in more.others))])
     ours = args.run / "generated"
     out = args.out or ours / file_name(args, args.subset, args.lenpen, *asked_for(args.run, more))
-    recipe = recipes.load(args.data)
+    recipe, split = recipes.load(args.data), split_of(args.data, args.subset)
     if args.subset == "train" and out.suffix != f".{recipe.target}":
         raise Problem(f"--out {out} must end in .{recipe.target}: the sources of the training set go beside it")
     if args.out and not parts_of(out).exists() and "settings" not in read_record(record_of(out)):
@@ -99,7 +100,7 @@ def main() -> None:
         if args.subset == "train":  # first, as this is quick, and may be refused
             write_sources(args.data, recipe, out.with_suffix(f".{recipe.source}"), ours)
         try:
-            generate(args, args.subset, args.lenpen, out, more=more)
+            generate(args, split, args.lenpen, out, more=more)
         except KeyboardInterrupt as interrupt:
             if any(path.name.isdigit() for path in parts_of(out).glob("*")):
                 raise
@@ -123,7 +124,12 @@ def parse_args() -> Tuple[argparse.Namespace, Extras]:
         help="more runs, whose models translate together with the first, an ensemble: their vocabularies must be the "
         "same, their architectures need not",
     )
-    parser.add_argument("--subset", choices=("test", "valid", "train"), default="test", help="default %(default)s")
+    parser.add_argument(
+        "--subset",
+        default="test",
+        metavar="NAME",
+        help="train, valid, or a test set by its name in the data (default %(default)s, the first test set)",
+    )
     parser.add_argument("--lenpen", type=float, default=0.6, metavar="X", help="length penalty (default %(default)s)")
     parser.add_argument(
         "--prefix-size", type=count, metavar="N", help="each hypothesis begins with the first N pieces of its reference"
@@ -171,7 +177,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=count, default=4096, metavar="N", help="pieces of source in a batch (default %(default)s)"
     )
-    parser.add_argument("--fp16", action="store_true", help="in half precision, on a GPU")
+    half = parser.add_mutually_exclusive_group()
+    half.add_argument("--fp16", action="store_true", help="in half precision, on a GPU")
+    half.add_argument("--bf16", action="store_true", help="in bfloat16, on a GPU, as a model trained in it")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
 
 
@@ -188,11 +196,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
             raise Problem(f"{word} cannot be given after --: it is set here, or of no use here; see --help")
     if not args.run.is_dir():
         raise Problem(f"there is no folder {args.run}: give that of a run of train.sh or quickstart.sh")
-    if args.fp16:
+    if args.fp16 or args.bf16:
         import torch
 
         if args.cpu or not torch.cuda.is_available():
-            raise Problem("--fp16 needs a GPU: leave it out")
+            raise Problem(f"--{'fp16' if args.fp16 else 'bf16'} needs a GPU: leave it out")
     return args
 
 
@@ -256,7 +264,7 @@ def generate(
     if more.constraints:
         sources, room = constrained(args.data, subset, more.constraints)
         search["max_len_b"] += room
-    options = flags(search) + ["--fp16"] * args.fp16 + args.extra
+    options = options_of(args, search)
     settings = {"model": " ".join(map(fingerprint, models)), "data": fingerprint(args.data / "manifest.json")}
     settings.update(subset=subset, options=quote(options))
     if more.constraints:
@@ -305,6 +313,11 @@ def generate(
     write_json(record, {"settings": settings, "command": typed, "seconds": seconds})
     remove(folder)
     say(f"wrote {out}: {total:,} sentences in {seconds:,} s")
+
+
+def options_of(args: argparse.Namespace, search: Dict[str, Any]) -> List[str]:
+    """The options of fairseq-generate for a search, but for the device."""
+    return flags(search) + ["--fp16"] * args.fp16 + ["--bf16"] * args.bf16 + args.extra
 
 
 def sentences(paths: Sequence[Path]) -> Iterator[List[str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from common import whole, write_json, write_text
-from compare import table_of
+from compare_report import table_of
 from progress import figure_for
 
 HEADS = "arm", "context", "seed", "parameters", "perplexity", "updates", "tokens/s", "peak memory"

@@ -24,6 +24,7 @@ class TrainingLog:
         self.updates = 0
         self.updates_per_second = self.words_per_second = 0.0
         self.speeds: List[float] = []  # words per second of each record
+        self.seconds: Dict[int, float] = {}  # per update, of each record
         self.peak_memory: Optional[int] = None  # bytes, of sessions that were not killed
 
     @classmethod
@@ -60,6 +61,8 @@ class TrainingLog:
         if "ups" in figures:
             self.updates_per_second, self.words_per_second = float(figures["ups"]), float(figures["wps"])
             self.speeds.append(self.words_per_second)
+            if self.words_per_second:  # more exact than updates per second, which are rounded to hundredths
+                self.seconds[self.updates] = float(figures["wpb"]) / self.words_per_second
         return True
 
     def typical_words_per_second(self) -> float:

@@ -2,14 +2,17 @@
 
 import logging
 import re
-from typing import Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from common import Problem
 
 RESAMPLES = 1000  # of the bootstrap and of the paired test; sacrebleu's seed is 12345 unless SACREBLEU_SEED says other
 NAMES = "BLEU", "chrF2++", "TER"
-# source lengths, in words: of sentences, and of documents
-BUCKETS = tuple((first, first + 9) for first in range(1, 61, 10)) + ((61, 100), (101, 200), (201, 400), (401, None))
+# source lengths, in words: of sentences, and of documents; in pieces, of which a packed model has a number of slots
+BUCKETS: Dict[str, Sequence[Tuple[int, Optional[int]]]] = {
+    "words": (*((first, first + 9) for first in range(1, 61, 10)), (61, 100), (101, 200), (201, 400), (401, None)),
+    "pieces": ((1, 16), (17, 24), (25, 32), (33, 40), (41, 56), (57, None)),
+}
 
 
 def metric(name: str, target: str):
@@ -21,7 +24,7 @@ def metric(name: str, target: str):
     return {"chrF": CHRF, "chrF2++": lambda: CHRF(word_order=2), "TER": TER}[name]()
 
 
-def check(hypotheses: List[str], references: List[str]) -> None:
+def check(hypotheses: Sequence[Any], references: List[str]) -> None:
     if len(hypotheses) != len(references):
         raise Problem(
             f"there are {len(hypotheses):,} hypotheses and {len(references):,} references: "
@@ -85,29 +88,36 @@ def compound_split_bleu(hypotheses: List[str], references: List[str], resamples:
     }
 
 
-def has_todays_lengths(found: List[dict]) -> bool:
+def has_todays_lengths(found: List[dict], unit: str = "words") -> bool:
     """Whether `by_length` of another version cut the lengths as it does now."""
-    return [bucket["words"] for bucket in found] == [_words(*bucket) for bucket in BUCKETS]
+    return [bucket.get(unit) for bucket in found] == [_name(*bucket) for bucket in BUCKETS[unit]]
 
 
-def _words(first: int, last: Optional[int]) -> str:
+def _name(first: int, last: Optional[int]) -> str:
     return f"{first}-{last}" if last else f">{first - 1}"
 
 
-def by_length(sources: List[str], hypotheses: List[str], references: List[str], target: str) -> List[dict]:
-    """BLEU by the number of words of the source; None where there is no sentence of such a length."""
+def by_length(
+    sources: Sequence[Any], hypotheses: List[str], references: List[str], target: str, unit: str = "words"
+) -> List[dict]:
+    """BLEU by the length of the source; None where there is no sentence of such a length.
+
+    Args:
+        sources: lines, whose words count, or lists of pieces.
+        unit: what they are counted in: words or pieces.
+    """
     check(hypotheses, references)
     check(sources, references)
     bleu = metric("BLEU", target)
     found = []
-    for first, last in BUCKETS:
+    for first, last in BUCKETS[unit]:
         # an empty source counts as one word
-        lengths = (max(1, len(source.split())) for source in sources)
-        inside = [i for i, words in enumerate(lengths) if first <= words <= (last or words)]
+        lengths = (max(1, len(source.split() if isinstance(source, str) else source)) for source in sources)
+        inside = [i for i, length in enumerate(lengths) if first <= length <= (last or length)]
         picked = [hypotheses[i] for i in inside], [[references[i] for i in inside]]
         found.append(
             {
-                "words": _words(first, last),
+                unit: _name(first, last),
                 "sentences": len(inside),
                 "BLEU": round(bleu.corpus_score(*picked).score, 2) if inside else None,
             }

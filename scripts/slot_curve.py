@@ -23,7 +23,7 @@ from common import (
     write_json,
     write_text,
 )
-from compare import table_of
+from compare_report import table_of
 from generate import add_options, file_name, generate, parse, record_of
 from progress import figure_for
 from scores import score

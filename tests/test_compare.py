@@ -13,9 +13,12 @@ from commands import ENV, ROOT, prepared, processes_with, run, script, stop_when
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import compare as compare_script  # noqa: E402
+import compare_run  # noqa: E402
+import compare_study  # noqa: E402
 import gradients  # noqa: E402
 import plot_attention  # noqa: E402
 from common import entry  # noqa: E402
+from compare_pace import Pace, limits_of, updates_within  # noqa: E402
 
 STUDY = """
 config: quickstart
@@ -86,7 +89,7 @@ def compared(here):
 @pytest.fixture
 def trained(monkeypatch):
     """compare.sh finds all trained: another test asks it to look."""
-    monkeypatch.setattr(compare_script.Study, "train", lambda self, arm, seed, place: None)
+    monkeypatch.setattr(compare_run.Study, "train", lambda self, arm, seed, place: None)
 
 
 @pytest.fixture(scope="module")
@@ -112,20 +115,25 @@ def test_report_of_a_study(finished, data):
         assert training["updates"] == 12 and set(training["valid nll by updates"]) >= {"6", "12"}
         assert training["words per second"] > 0 and training["peak memory (bytes)"] > 1e8
         assert training["parameters"] > 1e4
-        assert "tok:13a" in training["scores"]["BLEU"]["signature"]
-        assert "nc:6" in training["scores"]["chrF"]["signature"]
-        assert len((out / training["run"] / training["file"]).read_text(encoding="utf-8").splitlines()) == 8
+        found = training["test sets"]["test"]
+        assert "tok:13a" in found["scores"]["BLEU"]["signature"]
+        assert "nc:6" in found["scores"]["chrF"]["signature"]
+        assert len((out / training["run"] / found["file"]).read_text(encoding="utf-8").splitlines()) == 8
     assert [training["seed"] for training in luna] == [1, 2]
     assert luna[0]["valid nll by updates"] != luna[1]["valid nll by updates"]
-    assert all(0 <= training["paired bootstrap"]["BLEU"]["p-value"] <= 1 for training in luna)
-    assert not any("paired bootstrap" in training for training in transformer)
+    for training in luna:
+        assert 0 <= training["test sets"]["test"]["paired bootstrap"]["BLEU"]["p-value"] <= 1
+    assert not any("paired bootstrap" in training["test sets"]["test"] for training in transformer)
     table = (out / "report.md").read_text(encoding="utf-8")
     best = sum(training["best valid nll (nats per piece)"] for training in luna) / 2
-    assert f"| {best:.3f} ± " in table and transformer[0]["scores"]["BLEU"]["signature"] in table
+    signature = transformer[0]["test sets"]["test"]["scores"]["BLEU"]["signature"]
+    assert f"| {best:.3f} ± " in table and signature in table
     for name in "learning-curves.png", "bleu-by-length.png":
         assert (out / name).read_bytes().startswith(b"\x89PNG") and f"]({name})" in table
-    buckets = [bucket for bucket in luna[0]["BLEU by words of the source"] if bucket["sentences"]]
-    assert f"| arm | {buckets[0]['words']} ({buckets[0]['sentences']}) |" in table
+    for unit in "words", "pieces":
+        lengths = luna[0]["test sets"]["test"][f"BLEU by {unit} of the source"]
+        first = next(bucket for bucket in lengths if bucket["sentences"])
+        assert f"| arm | {first[unit]} ({first['sentences']}) |" in table
     assert "deviation. 2 checkpoint(s) averaged, beam 2, length penalty 1;" in table
     assert all(training["checkpoints averaged"] == 2 for training in (*transformer, *luna))
     assert not list(out.rglob("*.part"))
@@ -158,7 +166,7 @@ def test_trained_on_from_another_study(finished, data, compared, here, monkeypat
     there = json.loads((finished / "out" / training["run"] / "scores.json").read_text(encoding="utf-8"))
     assert training["valid nll by updates"]["6"] < there["valid nll by updates"]["6"] - 0.05
     with monkeypatch.context() as patched:
-        patched.setattr(compare_script.Study, "train", lambda self, arm, seed, place: None)
+        patched.setattr(compare_run.Study, "train", lambda self, arm, seed, place: None)
         compared(study, data, out, "--seeds", 1, "--start", os.path.relpath(finished / "out"), words[-1])
     begun_there = here(gradients, "--start", "--model", out / "Luna-a-b" / "seed1", fails=True)
     assert "did not start from its seed, but from" in begun_there
@@ -180,6 +188,79 @@ def test_what_training_cannot_begin_with(finished, data, tmp_path, compared):
     said = compared(finished / "study.yaml", other, tmp_path / "none yet", *words, fails=True)
     assert "prepare the data with --vocabulary-of" in said and "2 of 2 failed" in said
     assert "the report has the rest" not in said
+
+
+def test_updates_that_fit_the_time():
+    """Of two trainings of 1 and 2 s an update, beside each other and in turn; 10 s each before and after."""
+    quick, slow = Pace(5, 1, 0, 5), Pace(5, 2, 0, 5)
+    assert updates_within(110, [quick, slow], 2) == 50
+    assert updates_within(110, [quick, slow], 1) == 30
+    assert updates_within(110, [slow, quick, quick], 2) == 45  # both quick ones in turn
+    assert updates_within(110, [slow._replace(pause=5)], 1) == 25
+    assert updates_within(5, [quick], 1) == updates_within(-5, [quick], 1) == 0
+
+
+def test_limits_that_follow_from_the_updates():
+    tied = {"lr_scheduler.warmup_updates": 30, "lr_scheduler.total_num_update": "${optimization.max_update}"}
+    limits = limits_of(100, tied, 3)
+    assert limits["optimization.max_update"] == 100 and limits["lr_scheduler.warmup_updates"] == 25
+    assert limits["dataset.validate_interval_updates"] == limits["checkpoint.save_interval_updates"] == 10
+    assert "lr_scheduler.total_num_update" not in limits and limits["checkpoint.keep_interval_updates"] == 3
+    assert "lr_scheduler.warmup_updates" not in limits_of(120, tied, 3)
+    assert limits_of(100, {"lr_scheduler.total_num_update": 5600}, 3)["lr_scheduler.total_num_update"] == 100
+
+
+def test_a_study_within_minutes_from_one_file(tmp_path, here, compared, monkeypatch):
+    """Two test sets, data in a file, two arms side by side; then the same command again, and one without --minutes."""
+    study, out, file = tmp_path / "study.yaml", tmp_path / "out", tmp_path / "data.tar.xz"
+    study.write_text(STUDY.replace("warmup_updates: 4", "warmup_updates: 400"), encoding="utf-8")
+    data = prepared(tmp_path, "--test", f"other={tmp_path / 'valid'}")
+    assert "wrote" in here(compare_script, "--pack-data", file, "--data", data)
+    words = study, file, out, "--seeds", 1, "--at-once", 2, "--minutes", 0.05
+    said = compared(*words)
+    assert "measuring the pace of the arms, 2 at once" in said and "Seconds an update: Transformer " in said
+    assert "each training makes 20 updates, the least there is" in said
+    assert "The warm-up of Transformer, Luna, a/b is a quarter of that, 5." in said
+    settings = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+    assert settings["plan"]["updates"] == 20 and settings["minutes"] == 0.05
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    for arm in report["arms"]:
+        (training,) = arm["trainings"]
+        assert training["updates"] == 20 and len(training["valid nll by updates"]) == 10
+        composed = json.loads((out / training["run"] / "settings.json").read_text(encoding="utf-8"))
+        assert composed["lr_scheduler.warmup_updates"] == 5
+        sets = training["test sets"]
+        assert [len(list((out / training["run"]).glob(sets[name]["file"]))) for name in ("test", "other")] == [1, 1]
+        assert sum(bucket["sentences"] for bucket in sets["other"]["BLEU by pieces of the source"]) == 12
+        assert ("paired bootstrap" in sets["other"]) == (arm["name"] != "Transformer")
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "## test: 8 sentences" in text and "## other: 12 sentences" in text and "Of 0.05 minutes" in text
+    assert (out / "bleu-by-length.png").exists() and (out / "bleu-by-length.other.png").exists()
+    assert not (out / "trial").exists()
+
+    monkeypatch.setattr(compare_run.Study, "train", lambda self, arm, seed, place: None)
+    said = compared(*words)
+    assert "measuring" not in said and "20 updates of each training" in said
+    assert json.loads((out / "settings.json").read_text(encoding="utf-8")) == settings
+    assert "begun with other settings: minutes was 0.05" in compared(*words[:-2], fails=True)
+    assert "--minutes sets optimization.max_update" in compared(
+        study, file, out, *words[-2:], "optimization.max_update=9", fails=True
+    )
+
+
+def test_losses_are_reported_before_translations(finished, data, tmp_path, compared, trained):
+    """All that is known where nothing can be translated: the checkpoints are spoilt."""
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out, symlinks=True)
+    for path in [*out.glob("report*"), *out.glob("*.png"), *out.rglob("scores.json"), *out.rglob("model.*")]:
+        path.unlink()
+    for path in out.rglob("checkpoint*.pt"):
+        path.write_bytes(b"")
+    assert "2 of 2 failed" in compared(finished / "study.yaml", data, out, "--seeds", 1, fails=True)
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "| Transformer | " in text and "| Luna, a/b | " in text and (out / "learning-curves.png").exists()
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert [sorted(each["valid nll by updates"]) for arm in report["arms"] for each in arm["trainings"]]
 
 
 def test_a_study_mended_goes_on_in_the_same_folder(tmp_path, data):
@@ -344,10 +425,10 @@ def test_what_tells_positions_apart():
 
 
 def test_the_studies_here_are_sound():
-    studies = sorted(path.stem for path in compare_script.STUDIES.glob("*.yaml"))
+    studies = sorted(path.stem for path in compare_study.STUDIES.glob("*.yaml"))
     assert {"quickstart", "documents", "wmt14"} <= set(studies)
     for name in studies:
-        study = compare_script.read_study(name)
+        study = compare_study.read_study(name)
         assert study["baseline"] == study["arms"][0]["name"] == "Transformer", name
 
 

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from common import Problem  # noqa: E402
-from compare import BY_LENGTH, mean_by_length  # noqa: E402
+from compare_report import BY_WORDS, mean_by_length  # noqa: E402
 from progress import draw_by_length  # noqa: E402
 from scores import by_length, compare, compound_split, compound_split_bleu, has_todays_lengths, score  # noqa: E402
 
@@ -130,7 +130,7 @@ def test_lengths_of_another_version_do_not_mix(tmp_path):
     today = by_length(sources, REFERENCES[:1] * 3, REFERENCES[:1] * 3, "de")
     before = [{"words": "1-10", "sentences": 1, "BLEU": 50.0}, {"words": ">60", "sentences": 2, "BLEU": 20.0}]
     assert has_todays_lengths(today) and not has_todays_lengths(before) and not has_todays_lengths([])
-    mean = {bucket["words"]: bucket["BLEU"] for bucket in mean_by_length([{BY_LENGTH: before}, {BY_LENGTH: today}])}
+    mean = {bucket["words"]: bucket["BLEU"] for bucket in mean_by_length([{BY_WORDS: before}, {BY_WORDS: today}])}
     assert (mean["1-10"], mean["11-20"], mean["61-100"], mean[">400"]) == (75, None, 100, 100) and ">60" not in mean
     for models in [("new", today), ("old", before)], [("old", before), ("new", today)]:
         draw_by_length(models, tmp_path / "lengths.png")

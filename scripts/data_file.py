@@ -1,0 +1,142 @@
+"""Prepared data as one file, for a machine without network: a tar.xz with a checksum of each file in it.
+
+The binarised text goes in as it is. Each piece is a number of two bytes there, which xz brings to about 7 bits: less
+than the text itself takes, and nothing need be binarised again."""
+
+import hashlib
+import json
+import lzma
+import re
+import tarfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Dict, List
+
+from common import Problem, claim, read_json, sha256, whole, write_json
+from progress import bar
+
+from fairseq_luna.text.recipes import load
+
+SUMS = "sums.json"  # the first file of all
+MOST_SUMS = 1 << 20  # bytes of it
+# manifest.json, the model of the pieces, data-bin/ and the raw text of the held-out sets
+NAME = re.compile(r"manifest\.json|spm\.model|bpe\.codes|(data-bin|raw)/\w[\w.+-]*")
+BLOCK = 1 << 20
+# bytes at even places differ from those at odd ones (lp, pb)
+XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 3, "lp": 1, "pb": 1}]
+
+
+def contents(data: Path) -> List[str]:
+    """The files of prepared data that trainings, translations and scores need."""
+    recipe = load(data)
+    names = ["manifest.json", recipe.model]
+    names += [f"data-bin/{path.name}" for path in (data / "data-bin").glob("*") if path.suffix != ".log"]
+    names += [f"raw/{path.name}" for path in (data / "raw").glob("*") if not path.name.startswith("train.")]
+    return sorted(names)
+
+
+def pack(data: Path, file: Path) -> None:
+    """Write prepared data as one file.
+
+    Raises:
+        Problem: if the folder holds no prepared data, or a file that the form has no name for.
+    """
+    names = contents(data)
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise Problem(f"{data / name} is nothing that prepare-corpus.sh makes: move it away")
+    sums = {name: sha256(data / name) for name in names}
+    size = sum((data / name).stat().st_size for name in names)
+    with whole(file) as beside, lzma.open(str(beside), "wb", filters=XZ) as packed:
+        with tarfile.open(fileobj=packed, mode="w|") as archive, bar(size, "byte") as shown:
+            text = json.dumps(sums, indent=2).encode()
+            archive.addfile(member(SUMS, len(text)), BytesIO(text))
+            for name in names:
+                with open(data / name, "rb") as content:
+                    archive.addfile(member(name, (data / name).stat().st_size), Watched(content, shown))  # type: ignore
+
+
+class Watched:
+    """A file whose bytes a bar counts as they are read."""
+
+    def __init__(self, file: BinaryIO, shown: Any) -> None:
+        self.file, self.shown = file, shown
+
+    def read(self, size: int = -1) -> bytes:
+        block = self.file.read(size)
+        self.shown.update(len(block))
+        return block
+
+
+def member(name: str, size: int) -> tarfile.TarInfo:
+    facts = tarfile.TarInfo(name)
+    facts.size = size
+    return facts
+
+
+def unpacked(file: Path, out: Path) -> Path:
+    """The folder OUT/data with what `pack` wrote to a file; unpacked once.
+
+    Raises:
+        Problem: if the file is cut short or changed, or if it is not of `pack`.
+    """
+    folder, note = out / "data", out / "data" / "unpacked.json"
+    made_of = {"sha256 of the file": sha256(file)}
+    if read_json(note) == made_of:
+        return folder
+    if not (out / "settings.json").exists():
+        claim(out, {})
+    with whole(folder) as beside:
+        beside.mkdir()
+        try:
+            with lzma.open(str(file)) as packed, tarfile.open(fileobj=packed, mode="r|") as archive:
+                unpack(archive, beside, file)
+        except (lzma.LZMAError, tarfile.TarError, EOFError) as error:
+            raise Problem(f"{file} is cut short, or is no file of --pack-data ({error}): copy it again") from None
+        write_json(beside / note.name, made_of)
+    return folder
+
+
+def unpack(archive: tarfile.TarFile, folder: Path, file: Path) -> None:
+    sums: Dict[str, str] = {}
+    left = None
+    for facts in archive:
+        if left is None:
+            sums = read_sums(archive, facts, file)
+            left = set(sums)
+            continue
+        if facts.name not in left or not facts.isreg():
+            raise Problem(f"{file} holds {facts.name!r}, which --pack-data does not write: take none of it")
+        left.remove(facts.name)
+        path = folder / facts.name
+        path.parent.mkdir(exist_ok=True)
+        if copy(archive.extractfile(facts), path) != sums[facts.name]:  # type: ignore[arg-type]
+            raise Problem(f"{facts.name} in {file} is not as it was packed: copy the file again")
+    if left or left is None:
+        raise Problem(f"{file} lacks {', '.join(sorted(left or [SUMS]))}: copy it again, or pack the data again")
+
+
+def read_sums(archive: tarfile.TarFile, facts: tarfile.TarInfo, file: Path) -> Dict[str, str]:
+    """The checksums by the names of the files; no name leads out of the folder."""
+    found: Any = None
+    if facts.name == SUMS and facts.isreg() and facts.size <= MOST_SUMS:
+        try:
+            found = json.loads(archive.extractfile(facts).read())  # type: ignore[union-attr]
+        except ValueError:
+            pass
+    if not isinstance(found, dict):
+        raise Problem(f"{file} is no file of --pack-data: it does not begin with {SUMS}")
+    for name in found:
+        if not NAME.fullmatch(name):
+            raise Problem(f"{file} holds {name!r}, which --pack-data does not write: take none of it")
+    return found
+
+
+def copy(content: BinaryIO, path: Path) -> str:
+    """Write what is read to a file; its SHA-256."""
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for block in iter(lambda: content.read(BLOCK), b""):
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
