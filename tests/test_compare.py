@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ENV, ROOT, prepared, processes_with, run, script, stop_when, wait_until
+from commands import ENV, ROOT, interpreter, prepared, processes_with, run, script, stop_when, wait_until
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import compare as compare_script  # noqa: E402
@@ -60,6 +60,7 @@ def here(monkeypatch, capfd):
     def call_it(module, *words, fails=False) -> str:
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
         monkeypatch.setattr(compare_script, "go_on_later", lambda: None)
+        monkeypatch.setattr(sys, "executable", interpreter())
         capfd.readouterr()
         ended: object = ""
         try:

@@ -10,7 +10,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models.transformer import TransformerModel, base_architecture
 from fairseq.modules import FairseqDropout
 from omegaconf import OmegaConf
-from tiny import DIMS, EOS, ORDINARY, PAD, PRE_NORM, VARIANTS, build, dictionary, sentences, sharpen, targets, task
+from tiny import DIMS, EOS, ORDINARY, PAD, PRE_NORM, build, dictionary, sentences, sharpen, targets, task, variants
 
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
 from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
@@ -19,8 +19,6 @@ from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
 from fairseq_luna.modules.causal_attention import head_decays
 from fairseq_luna.modules.locality import Locality
 from fairseq_luna.ops.slots import slot_positions
-
-variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 
 
 def logits(model, source, prev):

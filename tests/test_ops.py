@@ -300,6 +300,7 @@ def test_a_model_trains_as_without_kernels(name, batch):
     assert_same_training(model_of(name).train(), 1e-5, *batch)
 
 
+@pytest.mark.release
 def test_activation_checkpointing_draws_the_same_dropouts(batch):
     settings = {"attention_dropout": 0.2, "encoder_layers": 1, "decoder_layers": 1}
     plain, recomputed = (model_of("plain-packs", **settings, checkpoint_activations=on).train() for on in (False, True))

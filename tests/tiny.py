@@ -4,6 +4,7 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any, Dict, List
 
+import pytest
 import torch
 from fairseq.data import Dictionary
 
@@ -64,6 +65,26 @@ TWO_DIMS = {**VARIANTS["two-dims"], **PRE_NORM}
 VARIANTS["two-dims-cross-full"] = {**TWO_DIMS, "cross_attention": "full", "pack_bias": "gaussian"}
 VARIANTS["two-dims-plain"] = {**TWO_DIMS, "pack_values": "plain", "decoder_projected_attention_heads": 8}
 VARIANTS["two-dims-decoder-softmax"] = {**TWO_DIMS, **UNTIED, "decoder_self_attention": "softmax"}
+
+# the others put together what these try one by one
+FEW = (
+    "tied untied-pre-norm fixed-length elu pack-heads two-dims learned-positions gaussian-fixed-length gaussian-unpack "
+    "decaying-untied-pre-norm full-cross plain-packs linformer two-dims-decoder-softmax "
+    "encoder-softmax-decoder-luna-cross-packed encoder-softmax-decoder-softmax-cross-full"
+).split()
+assert set(FEW) <= set(VARIANTS)
+
+
+def by_variant(among: Dict[str, Dict[str, Any]]) -> Any:
+    """A test of each of these settings; those that are not of the few, before a release."""
+    params = [
+        pytest.param(settings, id=name, marks=() if name in FEW else pytest.mark.release)
+        for name, settings in among.items()
+    ]
+    return pytest.mark.parametrize("settings", params)
+
+
+variants = by_variant(VARIANTS)
 
 ORDINARY = {"encoder_self_attention": "softmax", "decoder_self_attention": "softmax", "cross_attention": "full"}
 
