@@ -2,7 +2,7 @@
 
 from itertools import product
 from types import SimpleNamespace
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Sequence
 
 import pytest
 import torch
@@ -66,25 +66,23 @@ VARIANTS["two-dims-cross-full"] = {**TWO_DIMS, "cross_attention": "full", "pack_
 VARIANTS["two-dims-plain"] = {**TWO_DIMS, "pack_values": "plain", "decoder_projected_attention_heads": 8}
 VARIANTS["two-dims-decoder-softmax"] = {**TWO_DIMS, **UNTIED, "decoder_self_attention": "softmax"}
 
-# the others put together what these try one by one
+# which between them have every setting; the others are more ways to put these together
 FEW = (
-    "tied untied-pre-norm fixed-length elu pack-heads two-dims learned-positions gaussian-fixed-length gaussian-unpack "
-    "decaying-untied-pre-norm full-cross plain-packs linformer two-dims-decoder-softmax "
+    "tied untied-pre-norm elu pack-heads layernorm-embedding learned-positions gaussian-fixed-length gaussian-unpack "
+    "decaying-untied-pre-norm full-cross plain-packs linformer two-dims-plain two-dims-decoder-softmax "
     "encoder-softmax-decoder-luna-cross-packed encoder-softmax-decoder-softmax-cross-full"
 ).split()
-assert set(FEW) <= set(VARIANTS)
 
 
-def by_variant(among: Dict[str, Dict[str, Any]]) -> Any:
-    """A test of each of these settings; those that are not of the few, before a release."""
-    params = [
-        pytest.param(settings, id=name, marks=() if name in FEW else pytest.mark.release)
-        for name, settings in among.items()
-    ]
-    return pytest.mark.parametrize("settings", params)
+def each(among: Dict[str, Any], few: Sequence[str]) -> List[Any]:
+    """Parameters of a test by their ids, of which all but a few wait for a release."""
+    assert set(few) <= set(among)
+    marks = {name: () if name in few else pytest.mark.release for name in among}
+    values = {name: value if isinstance(value, tuple) else (value,) for name, value in among.items()}
+    return [pytest.param(*values[name], id=name, marks=marks[name]) for name in among]
 
 
-variants = by_variant(VARIANTS)
+variants = pytest.mark.parametrize("settings", each(VARIANTS, FEW))
 
 ORDINARY = {"encoder_self_attention": "softmax", "decoder_self_attention": "softmax", "cross_attention": "full"}
 
