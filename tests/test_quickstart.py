@@ -115,6 +115,7 @@ def test_unknown_arch(tmp_path):
     assert "--arch transfomer" in err and "transformer" in err.split("did you mean")[1]
 
 
+@pytest.mark.release
 def test_other_arch_of_the_same_dimensions(finished, tmp_path):
     """The baseline trains, beginning with the data of another run; stopped at once, it can still translate."""
     shutil.copytree(finished / "data", tmp_path / "run" / "data")

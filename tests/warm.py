@@ -92,9 +92,14 @@ def client(interpreter: str, path: str) -> None:
 
 def serve(path: str) -> None:
     import importlib
+    import logging
 
     for name in IMPORTED:
         importlib.import_module(name)
+    torch = sys.modules["torch"]
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports torch's compiler
+    logging.getLogger().handlers.clear()  # commands of fairseq have theirs before they import it
+    logging.getLogger().setLevel(logging.WARNING)
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
     listening.listen(64)
@@ -170,7 +175,6 @@ def command(words: list, program: str, interpreter: str, folder: str, environmen
 
 def begin(program: str, interpreter: str, folder: str, environment: dict) -> None:
     """The streams, handlers, folder and environment of a new process."""
-    import logging
     import multiprocessing.spawn
 
     os.chdir(folder)
@@ -183,9 +187,6 @@ def begin(program: str, interpreter: str, folder: str, environment: dict) -> Non
         stream.reconfigure(line_buffering=at_once or name == "stderr", write_through=at_once and number > 0)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    for handler in logging.getLogger().handlers:  # which fairseq makes as it is imported
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     multiprocessing.spawn.set_executable(interpreter)  # as it hands files on to its children
