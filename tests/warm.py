@@ -161,7 +161,7 @@ def command(words: list, program: str, interpreter: str, folder: str, environmen
             print(ended.code, file=sys.stderr)
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
-        status = 1
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
@@ -170,6 +170,9 @@ def command(words: list, program: str, interpreter: str, folder: str, environmen
         sys.stdout.flush()
     except OSError:
         status = 120
+    if status == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(status & 0xFF)
 
 
