@@ -25,6 +25,8 @@ CODES = {
     "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "place": "import os; print(os.getcwd(), os.environ['MINE'], len(os.environ))",
     "exit-functions": "import atexit; atexit.register(print, 'late')",
+    "threads": "import threading, time; threading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()",
+    "pool": "from concurrent.futures import ThreadPoolExecutor as T; T(1).submit(print, 'late')",
     "log": "import logging; print(logging.getLogger().handlers, logging.getLogger().level)",
     "interrupted": "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
     "handlers": "import signal; print([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)])",

@@ -79,7 +79,10 @@ def client(interpreter: str, path: str) -> None:
     streams = array.array("i", [0, 1, 2])
     server.sendmsg([len(message).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
     server.sendall(message)
-    status = int.from_bytes(server.recv(8), "big", signed=True)
+    answer = server.recv(8)
+    if not answer:
+        sys.exit("the server of warm interpreters has ended before this command")
+    status = int.from_bytes(answer, "big", signed=True)
     if status < 0:
         if -status != signal.SIGKILL:
             signal.signal(-status, signal.SIG_DFL)
@@ -162,9 +165,7 @@ def command(words: list, program: str, interpreter: str, folder: str, environmen
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
         status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # as multiprocessing ends its forks
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
