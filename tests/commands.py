@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Optional
 
 import torch
+import warm
 
 import fairseq_luna
 
@@ -27,9 +28,21 @@ def fairseq(name, *args):
     return [sys.executable, "-m", f"fairseq_cli.{name}", *map(str, args), "--user-dir", str(USER_DIR)]
 
 
+def interpreter() -> str:
+    """A Python that has torch imported already, where the system can have one."""
+    return warm.python() if sys.platform == "linux" else sys.executable
+
+
+def warmed(command: list, options: dict) -> list:
+    """A command, if of Python by one that has torch imported already."""
+    if command[0] == sys.executable and "preexec_fn" not in options:  # which would run in another process
+        return [interpreter(), *command[1:]]
+    return command
+
+
 def run(command, fails=False, **options):
     """Runs a command to its end and returns what it did; `fails` says whether it ought to fail."""
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, **options)
+    done = subprocess.run(warmed(command, options), env=ENV, capture_output=True, text=True, **options)
     assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-4000:]
     return done
 
@@ -41,13 +54,18 @@ def script(name: str, *args) -> list:
 
 def start(name: str, *args, **options) -> subprocess.Popen:
     """A script at work, its output text unless `encoding` is None."""
+    return begun(script(name, *args), **options)
+
+
+def begun(command: list, **options) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(script(name, *args), **{**pipes, "env": ENV, "encoding": "utf-8", **options})
+    return subprocess.Popen(command, **{**pipes, "env": ENV, "encoding": "utf-8", **options})
 
 
 def outputs(name: str, *args, text=None, code: int = 0, **options) -> tuple:
     """Runs a script to its end, with `text` to read; what it wrote to stdout and to stderr."""
-    process = start(name, *args, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE, **options)
+    options["stdin"] = subprocess.DEVNULL if text is None else subprocess.PIPE
+    process = begun(warmed(script(name, *args), options), **options)
     out, err = process.communicate(text, timeout=HANGS)
     assert process.returncode == code and "Traceback" not in str(err), f"{out}{err}"
     return out, err

@@ -20,8 +20,13 @@ def one_process_group(tmp_path_factory):
 
 # Those that take longest, first: the two workers of scripts/test.sh then end at about the same time.
 LONGEST = (
-    "compare train data translate evaluate replicate quickstart alignment ops graphs compat commands benchmark".split()
+    "compare train quickstart commands replicate benchmark data alignment compat translate generation roads "
+    "quant_noise graphs ops evaluate gpu_check optim install".split()
 )
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist 3.8 would begin with the files of most tests
 
 
 def pytest_runtest_logreport(report):

@@ -8,9 +8,8 @@ from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.models import FairseqEncoderDecoderModel
 from test_generation import FullRecomputation, generate
 from test_inference import generation, steps
-from tiny import PAD, VARIANTS, build, close_enough, sentences, sharpen, targets
+from tiny import PAD, VARIANTS, build, close_enough, sentences, sharpen, targets, variants
 
-variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 BANDS = {"adaptive_softmax_cutoff": [12, 30], "adaptive_softmax_factor": 2.0}
 FEW = ("tied", "plain-packs", "full-cross", "two-dims")
 

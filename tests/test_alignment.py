@@ -21,7 +21,7 @@ from fairseq.distributed import ModuleProxyWrapper
 from fairseq.models.transformer import TransformerModel
 from fairseq_cli import generate, interactive, preprocess
 from fairseq_cli import train as fairseq_train
-from tiny import DIMS, EOS, PAD, VARIANTS, dictionary, sentences, targets
+from tiny import DIMS, EOS, PAD, VARIANTS, dictionary, each, sentences, targets
 from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
@@ -421,7 +421,7 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize("name", ["luna", "transformer:luna"])
+@pytest.mark.parametrize("name", each({"luna": "luna", "transformer:luna": "transformer:luna"}, ["luna"]))
 @pytest.mark.parametrize("flags", SEARCHES.values(), ids=SEARCHES)
 def test_searches_in_batches(flags, name, models):
     """In batches after the first as in the first; but for chance the batch changes no hypothesis."""

@@ -26,13 +26,17 @@ def benchmark(*args, **options):
     return run([sys.executable, ROOT / "scripts" / "benchmark.py", *map(str, args)], **options)
 
 
+def release(*values):
+    return pytest.param(*values, marks=pytest.mark.release)
+
+
 @pytest.mark.parametrize(
     "command, precision, arms, points",
     [
         ("train", "bf16", ["transformer", "luna-4-untied-gaussian", "mine:luna_transformer"], ["40:80"]),
-        ("decode", "fp32", ["transformer", "luna-5-fullcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
+        release("decode", "fp32", ["transformer", "luna-5-fullcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
         ("decode", "bf16", ["luna-5"], ["8:1:2"]),
-        ("length", "bf16", ["softmax", "fused", "luna-5", "mine:transformer"], ["64:64"]),
+        release("length", "bf16", ["softmax", "fused", "luna-5", "mine:transformer"], ["64:64"]),
         (
             "operator",
             "bf16",
@@ -79,6 +83,7 @@ def test_every_command(command, precision, arms, points, tmp_path):
     assert "precision was 'bf16', now 'fp32': choose another --out" in benchmark(*words, fails=True).stderr
 
 
+@pytest.mark.release
 def test_memory_of_an_arm_alone(tmp_path):
     """As a user measures it: in processes of their own, at sizes of their own."""
     words = ["operator", "--cpu", "--out", tmp_path, "--rounds", 1, "--dim", 32, "--heads", 2, "--points", "8:100"]
@@ -124,6 +129,7 @@ def test_arms_that_share_processes():
     crew.end()
 
 
+@pytest.mark.release
 def test_arms_of_another_plugin_have_other_processes(tmp_path):
     """Both plugins have one name."""
     elsewhere = shutil.copytree(USER_DIR, tmp_path / USER_DIR.name)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ENV, ROOT, prepared, processes_with, run, script, stop_when, wait_until
+from commands import ENV, ROOT, interpreter, prepared, processes_with, run, script, stop_when, wait_until
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import compare as compare_script  # noqa: E402
@@ -63,6 +63,7 @@ def here(monkeypatch, capfd):
     def call_it(module, *words, fails=False) -> str:
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
         monkeypatch.setattr(compare_script, "go_on_later", lambda: None)
+        monkeypatch.setattr(sys, "executable", interpreter())
         capfd.readouterr()
         ended: object = ""
         try:
@@ -156,6 +157,7 @@ def test_a_part_of_a_study_leaves_the_rest_in_the_report(finished, data, compare
     assert all(cell.startswith("1: ") and ", 2: " in cell for cell in before[3].split(" | ")[-2:])
 
 
+@pytest.mark.release
 def test_trained_on_from_another_study(finished, data, compared, here, monkeypatch):
     study, out = finished / "luna.yaml", finished / "on from it's models"
     study.write_text(LUNA_ALONE, encoding="utf-8")
@@ -263,6 +265,7 @@ def test_losses_are_reported_before_translations(finished, data, tmp_path, compa
     assert [sorted(each["valid nll by updates"]) for arm in report["arms"] for each in arm["trainings"]]
 
 
+@pytest.mark.release
 def test_a_study_mended_goes_on_in_the_same_folder(tmp_path, data):
     """What failed before anything was trained binds to nothing."""
     study, out = tmp_path / "study.yaml", tmp_path / "out"
@@ -282,6 +285,7 @@ def test_a_study_mended_goes_on_in_the_same_folder(tmp_path, data):
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
+@pytest.mark.release
 def test_sigterm_ends_a_study_at_once(tmp_path, data):
     study, out = tmp_path / "study.yaml", tmp_path / "out"
     study.write_text(STUDY.replace("max_update: 12", "max_update: 100000"), encoding="utf-8")
@@ -351,6 +355,7 @@ def test_wrong_words_are_told(tmp_path, data, compared):
     assert "Luna is none of the arms: Transformer, Luna, a/b" in said
 
 
+@pytest.mark.release
 def test_a_failing_arm_does_not_stop_the_others(tmp_path, data):
     study, out = tmp_path / "study.yaml", tmp_path / "out"
     study.write_text(STUDY.replace("projection_length: 4", "projection_length: 0"), encoding="utf-8")

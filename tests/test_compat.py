@@ -38,7 +38,7 @@ from fairseq.trainer import Trainer
 from fairseq_cli import preprocess
 from fairseq_cli import train as fairseq_train
 from omegaconf import OmegaConf
-from tiny import PAD, build, dictionary, sentences, sharpen, task
+from tiny import PAD, build, dictionary, each, sentences, sharpen, task
 
 from fairseq_luna import compat
 
@@ -158,7 +158,7 @@ KILLED = {  # what is trained otherwise, from how many parts of data, and by how
 }
 
 
-@pytest.mark.parametrize("words, parts, processes", KILLED.values(), ids=KILLED)
+@pytest.mark.parametrize("words, parts, processes", each(KILLED, ["transformer", "two-processes", "luna-accumulating"]))
 def test_training_killed_after_chosen_updates_goes_on_to_the_same_end(data, tmp_path, words, parts, processes):
     """Killed in the first epoch, at the end of it, in the second, at the end of that, and when all was done.
 

@@ -411,6 +411,7 @@ def kill_within(step: Path, *command, **options) -> None:
     raise AssertionError(f"{step} was always there before the signal")
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_killed_runs_and_a_full_disk_leave_nothing_half_done(server, finished, tmp_path):
     """In the end all is as a run by one process that nothing disturbed has made it."""

@@ -336,6 +336,7 @@ def test_average_of_checkpoints_without_an_optimiser(finished, tmp_path, average
     assert "leave it out, or give another in its place" in said and "remove it" not in said
 
 
+@pytest.mark.release
 def test_moses_bpe(tmp_path):
     """Pieces of the other recipe come out as text again, from generate.sh and translate.sh alike."""
     train(prepare(tmp_path, "moses-bpe"), tmp_path / "run", 30)

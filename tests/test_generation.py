@@ -6,13 +6,24 @@ import pytest
 import torch
 from fairseq.models import FairseqDecoder, FairseqEncoderDecoderModel
 from fairseq.sequence_generator import SequenceGenerator
-from tiny import DIMS, EOS, ORDINARY, PAD, VARIANTS, build, close_enough, dictionary, sentences, sharpen, targets
+from tiny import (
+    DIMS,
+    EOS,
+    ORDINARY,
+    PAD,
+    VARIANTS,
+    build,
+    close_enough,
+    dictionary,
+    sentences,
+    sharpen,
+    targets,
+    variants,
+)
 
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
 from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
 from fairseq_luna.ops import dispatch
-
-variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 
 
 class FullRecomputation(FairseqDecoder):

@@ -18,6 +18,7 @@ def check(*args, **options):
     return run([sys.executable, ROOT / "scripts" / "gpu_check.py", *map(str, args)], **options)
 
 
+@pytest.mark.release
 def test_a_dry_run(tmp_path):
     """One part in this suite; `bash scripts/gpu-check.sh --quick` runs all of them."""
     out = tmp_path / "an out"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fairseq.modules import FairseqDropout
 from fairseq.sequence_generator import SequenceGenerator
-from tiny import PAD, VARIANTS, build, sentences, sharpen, targets
+from tiny import FEW, PAD, VARIANTS, build, each, sentences, sharpen, targets
 from tiny import generation_of_a_command as generation
 
 from fairseq_luna.models.luna_transformer.graphs import Graphs
@@ -21,7 +21,7 @@ from fairseq_luna.models.sizes import some
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHOSEN = {name: settings for name, settings in VARIANTS.items() if settings.get("decoder_self_attention") != "softmax"}
-variants = pytest.mark.parametrize("settings", CHOSEN.values(), ids=CHOSEN)
+variants = pytest.mark.parametrize("settings", each(CHOSEN, [name for name in FEW if name in CHOSEN]))
 
 
 def prepared(settings, seed=1, **more):

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from commands import ROOT, WORDS
+from commands import ROOT, WORDS, interpreter
 
 
 @pytest.fixture
@@ -12,6 +12,7 @@ def language_models(monkeypatch):
     """The script's own class by words of the command line, within this process: imports take most of the time."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "executable", interpreter())
     from language_model import LanguageModels, parse_args
 
     def made(*words):

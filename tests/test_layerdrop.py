@@ -5,11 +5,10 @@ import re
 import pytest
 import torch
 from fairseq.distributed.legacy_distributed_data_parallel import LegacyDistributedDataParallel
-from tiny import PRE_NORM, VARIANTS, build, sentences, targets
+from tiny import PRE_NORM, build, sentences, targets, variants
 
 from fairseq_luna.modules.layer import draw_layers
 
-variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 LAYERS = {"encoder_layers": 3, "decoder_layers": 3}
 DROPS = {"encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5}
 STACK = re.compile(r"(encoder\.layers|encoder\.memory\.layers|decoder\.layers)\.(\d)\.(.*)")

@@ -17,13 +17,13 @@ from tiny import (
     ORDINARY,
     PAD,
     PRE_NORM,
-    VARIANTS,
     build,
     dictionary,
     sentences,
     sharpen,
     targets,
     task,
+    variants,
 )
 
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
@@ -33,8 +33,6 @@ from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
 from fairseq_luna.modules.causal_attention import head_decays
 from fairseq_luna.modules.locality import Locality
 from fairseq_luna.ops.slots import slot_positions
-
-variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 
 
 def logits(model, source, prev):

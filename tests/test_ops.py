@@ -11,7 +11,7 @@ import ops_reference as reference
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from tiny import FULL_CROSS, PAD, PLAIN_PACKS, PRE_NORM, UNTIED, build, sentences, sharpen, targets
+from tiny import FULL_CROSS, PAD, PLAIN_PACKS, PRE_NORM, UNTIED, build, each, sentences, sharpen, targets
 
 from fairseq_luna.ops import dispatch, fused
 from fairseq_luna.ops.slots import slot_positions
@@ -221,7 +221,7 @@ OPERATORS = pytest.mark.parametrize("operator", ["causal attention", "pack", "un
 
 
 @OPERATORS
-@pytest.mark.parametrize(("n", "seed"), [(20, 2**31 - 1), (200, SEED)], ids=["whole", "in-parts"])
+@pytest.mark.parametrize(("n", "seed"), each({"whole": (20, 2**31 - 1), "in-parts": (200, SEED)}, ["whole"]))
 def test_a_turn_is_added_to_the_seed(operator, n, seed):
     plain, turned = drawn(operator, n, seed), drawn(operator, n, seed, turn_of(7))
     assert all(map(torch.equal, turned, drawn(operator, n, seed + 7)))
@@ -300,6 +300,7 @@ def test_a_model_trains_as_without_kernels(name, batch):
     assert_same_training(model_of(name).train(), 1e-5, *batch)
 
 
+@pytest.mark.release
 def test_activation_checkpointing_draws_the_same_dropouts(batch):
     settings = {"attention_dropout": 0.2, "encoder_layers": 1, "decoder_layers": 1}
     plain, recomputed = (model_of("plain-packs", **settings, checkpoint_activations=on).train() for on in (False, True))

@@ -474,6 +474,7 @@ def test_hydra_trains_the_same(corpus, trained, tmp_path):
     assert same(checkpoint(trained[0]), checkpoint(tmp_path / "hydra"))
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_clipping_in_training(corpus, tmp_path):
     """After one update of Apollo m is the gradient that it got; unclipped it says what the others must be."""

@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from tiny import VARIANTS, build, sentences, sharpen, targets
+from tiny import build, sentences, sharpen, targets, variants
 
 from fairseq_luna.modules.linear import Linear
 from fairseq_luna.modules.quant_noise import add_noise, block_noise
 
-variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 NOISE = {"quant_noise_pq": 0.2, "quant_noise_pq_block_size": 4}
 
 

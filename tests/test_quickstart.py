@@ -32,15 +32,8 @@ def translate(model: Path, *args, **options):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A whole run, killed while its data was prepared, stopped and killed again in training, and taken up each time."""
+    """A whole run."""
     out = tmp_path_factory.mktemp("a folder with spaces") / "run"
-    log, last = out / "data.log", out / "checkpoints" / "checkpoint_last.pt"
-    stop_when(lambda: log.exists() and "learning" in log.read_text(), start(*quickstart(out)))
-    said = stop_when(last.exists, start(*quickstart(out)), signal.SIGINT)[1]
-    assert said.splitlines()[-1] == "quickstart: stopped; the same command goes on from here"
-    assert "Traceback" not in said
-    first = last.stat().st_mtime_ns
-    stop_when(lambda: last.stat().st_mtime_ns != first, start(*quickstart(out)))
     outputs(*quickstart(out))
     return out
 
@@ -62,14 +55,19 @@ def test_report(finished):
     assert not list(finished.rglob("*.part"))
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_killed_run_equals_an_unbroken_one(finished, tmp_path):
+    """Killed while its data was prepared, stopped and killed in training, and taken up each time."""
     again = tmp_path / "again"
-    shutil.copytree(finished, again)
-    shutil.rmtree(again / "checkpoints")
-    for name in "training.json", "model.pt":
-        (again / name).unlink()
-    outputs(*quickstart(again))
+    log, last = again / "data.log", again / "checkpoints" / "checkpoint_last.pt"
+    stop_when(lambda: log.exists() and "learning" in log.read_text(), start(*quickstart(again)))
+    said = stop_when(last.exists, start(*quickstart(again)), signal.SIGINT)[1]
+    assert said.splitlines()[-1] == "quickstart: stopped; the same command goes on from here"
+    assert "Traceback" not in said
+    first = last.stat().st_mtime_ns
+    stop_when(lambda: last.stat().st_mtime_ns != first, start(*quickstart(again)))
+    stop_when((again / "model.pt").exists, start(*quickstart(again)))
     for name in "model.pt", "checkpoints/checkpoint_last.pt":
         ours, theirs = (torch.load(str(run / name), map_location="cpu")["model"] for run in (finished, again))
         assert ours.keys() == theirs.keys()
@@ -77,10 +75,10 @@ def test_killed_run_equals_an_unbroken_one(finished, tmp_path):
         assert all(torch.equal(ours[key], theirs[key]) for key in keys)
 
     # killed once fairseq-train had ended, and before that was noted: it must make no update more
-    last = (again / "checkpoints" / "checkpoint_last.pt").stat().st_mtime_ns
-    (again / "training.json").unlink()
-    outputs(*quickstart(again))
-    assert (again / "checkpoints" / "checkpoint_last.pt").stat().st_mtime_ns == last
+    trained, made = again / "training.json", last.stat().st_mtime_ns
+    trained.unlink()
+    stop_when(trained.exists, start(*quickstart(again)))
+    assert last.stat().st_mtime_ns == made
 
 
 def test_second_run_does_nothing(finished):
@@ -117,6 +115,7 @@ def test_unknown_arch(tmp_path):
     assert "--arch transfomer" in err and "transformer" in err.split("did you mean")[1]
 
 
+@pytest.mark.release
 def test_other_arch_of_the_same_dimensions(finished, tmp_path):
     """The baseline trains, beginning with the data of another run; stopped at once, it can still translate."""
     shutil.copytree(finished / "data", tmp_path / "run" / "data")

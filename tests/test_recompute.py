@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from tiny import PAD, VARIANTS, build, sentences, targets
+from tiny import PAD, VARIANTS, build, sentences, targets, variants
 from torch.profiler import ProfilerActivity, profile
 
 DROPOUTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "word_dropout": 0.1}
@@ -31,7 +31,7 @@ def assert_the_same_training(source, prev, name, **settings):
 
 
 @pytest.mark.stock
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+@variants
 def test_the_same_loss_and_gradients(settings):
     assert_the_same_training(sentences([12, 5, 2]), targets([7, 9, 1]), "checkpoint_activations", **settings, **NOISES)
 

@@ -3,11 +3,10 @@
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import ENV, ROOT, run, stop_when
+from commands import ENV, ROOT, interpreter, run, stop_when
 from mirror import make, serve
 
 SMALL = "optimization.max_update=30", "dataset.max_tokens=1024", "checkpoint.save_interval_updates=10"
@@ -22,7 +21,7 @@ def mirror(tmp_path_factory):
 
 
 def replicate(out: Path, mirror, *words) -> list:
-    command = [sys.executable, str(ROOT / "scripts" / "replicate_wmt14.py"), "--out", str(out), "--smoke"]
+    command = [interpreter(), str(ROOT / "scripts" / "replicate_wmt14.py"), "--out", str(out), "--smoke"]
     return [*command, "--mirror", mirror.url, *words, *SMALL]
 
 
@@ -75,6 +74,7 @@ def test_again_it_does_nothing(replicated, mirror):
     assert len(mirror.requests) == requests
 
 
+@pytest.mark.release
 def test_a_second_training_is_tested_against_the_first(replicated, mirror):
     out, _ = replicated
     words = "--name", "baseline", "--against", str(out / "wmt14_paper"), "model=transformer_wmt_en_de"

@@ -13,7 +13,7 @@ from fairseq.dataclass.initialize import add_defaults, hydra_init
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from tiny import dictionary
+from tiny import dictionary, each
 
 from fairseq_luna.models.checks import flag
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
@@ -30,6 +30,9 @@ pytestmark = [pytest.mark.stock, pytest.mark.filterwarnings("ignore::UserWarning
 
 HAS_META = hasattr(torch, "set_default_device")  # torch >= 2.0: the large models then cost neither time nor memory
 NAMES = [name for name in ARCHITECTURES if HAS_META or "tiny" in name]
+named = pytest.mark.parametrize(
+    "name", each({name: name for name in NAMES}, [name for name in NAMES if "tiny" in name])
+)
 OTHER = "luna_transformer_tiny_full_cross"
 LANGUAGES = {"source_lang": "in", "target_lang": "out"}
 SMALL = {
@@ -132,7 +135,7 @@ def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@named
 @pytest.mark.parametrize("road", ROADS)
 def test_each_road_builds_the_same_model(data, tmp_path, road, name):
     for given in ({}, SMALL) if road not in COMPOSED or "tiny_plain" in name else ({},):
@@ -176,7 +179,7 @@ def save(cfg, model, path):
     torch.save({**state, "extra_state": {"train_iterator": {"epoch": 1}}}, str(path))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@named
 def test_a_checkpoint_is_loaded_as_the_model_that_it_is_of(data, tmp_path, name):
     """As fairseq-generate loads it, with and without --model-overrides, and as training and fairseq's hub do."""
     cfg = by_arch(name, SMALL, data)

@@ -91,6 +91,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(one_process, two_proc
             torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.release
 def test_a_checkpoint_goes_on_with_another_number_of_processes(data, one_process, two_processes, tmp_path):
     shutil.copytree(one_process, tmp_path / "now two", symlinks=True)
     shutil.copytree(two_processes, tmp_path / "now one", symlinks=True)
@@ -119,6 +120,7 @@ def test_a_run_folder(one_process, data):
     assert " | INFO | fairseq_cli.train | " in log and log.count("done training") == 1
 
 
+@pytest.mark.release
 def test_torch_ddp_finds_no_unused_parameter(tmp_path):
     """DDP, without its search for unused parameters, fails at the second step if one had no gradient at the first."""
     script = tmp_path / "ddp.py"
@@ -148,6 +150,7 @@ print("all is well")
     assert done.returncode == 0 and done.stdout.count(b"all is well") == 2, done.stdout.decode()
 
 
+@pytest.mark.release
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 @pytest.mark.parametrize("how, saving", [(signal.SIGKILL, "2_8"), (signal.SIGTERM, "1_4")], ids=["SIGKILL", "SIGTERM"])
 def test_killed_training_leaves_nothing_at_work_and_goes_on(data, tmp_path, how, saving, two_processes):
@@ -431,6 +434,7 @@ def test_another_experiment_does_not_go_on_in_a_folder(data, one_process, tmp_pa
     assert (one_process / "settings.json").read_bytes() == before
 
 
+@pytest.mark.release
 def test_without_its_last_checkpoint_it_goes_on_from_the_newest(data, one_process, tmp_path):
     """Begun with another model, too: it is not begun with again."""
     out, begin = tmp_path / "run", one_process / "checkpoints" / "checkpoint_last.pt"
@@ -448,6 +452,7 @@ def test_without_its_last_checkpoint_it_goes_on_from_the_newest(data, one_proces
     assert checkpoint(out)["optimizer_history"][-1]["num_updates"] == 12
 
 
+@pytest.mark.release
 def test_two_machines_meet(data, two_processes, tmp_path):
     """Two of torchrun's nodes on this one, in a folder that they share; one process each."""
     out = tmp_path / "run"

@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 from test_language_model import build as build_lm
-from tiny import PAD, VARIANTS, build, sentences, targets
+from tiny import PAD, VARIANTS, build, sentences, targets, variants
 
 from fairseq_luna.models import training_graphs
 from fairseq_luna.models.sizes import many
@@ -20,7 +20,6 @@ from fairseq_luna.ops import dispatch
 
 pytest.importorskip("torch", minversion="2.1")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-variants = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 gpu = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")]
 
 

@@ -439,6 +439,7 @@ def test_attention_is_drawn(runs, tmp_path, monkeypatch, capsys):
 # ---- sequence-level distillation: the three commands of the README
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_distillation(runs, tmp_path):
     """The training set by the teacher, in parts, stopped and gone on with; data with its vocabulary; the student."""
