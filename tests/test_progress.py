@@ -12,12 +12,12 @@ from progress import TrainingLog, draw  # noqa: E402
 
 TRANSLATION = """\
 2026-01-01 00:00:00 | INFO | fairseq_cli.train | num. shared model params: 1,234 (num. trained: 1,234)
-2026-01-01 00:00:01 | INFO | train_inner | {"epoch": 1, "loss": "5", "nll_loss": "4", "wps": "10", "ups": "1", "num_updates": "10"}
-2026-01-01 00:00:02 | INFO | train_inner | {"epoch": 1, "loss": "4", "nll_loss": "3", "wps": "30", "ups": "3", "num_updates": "20"}
+2026-01-01 00:00:01 | INFO | train_inner | {"epoch": 1, "loss": "5", "nll_loss": "4", "wps": "10", "wpb": "10", "ups": "1", "num_updates": "10"}
+2026-01-01 00:00:02 | INFO | train_inner | {"epoch": 1, "loss": "4", "nll_loss": "3", "wps": "30", "wpb": "10", "ups": "3", "num_updates": "20"}
 2026-01-01 00:00:03 | INFO | valid | {"epoch": 1, "valid_loss": "3", "valid_nll_loss": "2", "valid_num_updates": "20"}
 """  # noqa: E501
 CLASSIFIER = """\
-INFO | train_inner | {"epoch": 1, "loss": "2", "nll_loss": "0.002", "accuracy": "40", "wps": "9", "ups": "1", "num_updates": "5"}
+INFO | train_inner | {"epoch": 1, "loss": "2", "nll_loss": "0.002", "accuracy": "40", "wps": "9", "wpb": "9", "ups": "1", "num_updates": "5"}
 INFO | valid | {"epoch": 1, "valid_loss": "1", "valid_nll_loss": "0.001", "valid_accuracy": "62.55", "valid_num_updates": "5"}
 """  # noqa: E501
 
