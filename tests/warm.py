@@ -1,10 +1,10 @@
-"""An interpreter that has torch and fairseq imported already, for the commands that tests run.
+"""An interpreter that has torch imported already, for the commands that tests run.
 
-Importing those takes a process three or four seconds, which were most of the time of most commands here. `python()` is
-the path of a program that stands for the interpreter. `SCRIPT ...`, `-m MODULE ...` and `-c CODE ...` run in a fork of
-a server that has imported torch and fairseq and done nothing else: all code of the checkout is imported anew. Exit
-status, signals, streams, folder and environment are the command's. sys.executable is the program there too, so what a
-script starts is warm as well. With other options it is the interpreter itself.
+Importing torch and what fairseq needs takes a process three seconds or more, which were most of the time of most
+commands here. `python()` is the path of a program that stands for the interpreter. `SCRIPT ...`, `-m MODULE ...` and
+`-c CODE ...` run in a fork of a server that has imported those and done nothing else: fairseq and all code of the
+checkout are imported anew. Exit status, signals, streams, folder and environment are the command's. sys.executable is
+the program there too, so what a script starts is warm as well. With other options it is the interpreter itself.
 
 A command that is to be killed should be started by the interpreter itself: here its end follows a moment after that of
 the program.
@@ -24,7 +24,7 @@ import types
 from functools import lru_cache
 from pathlib import Path
 
-IMPORTED = "torch", "fairseq", "fairseq.trainer", "sacremoses"
+IMPORTED = "torch", "sacremoses", "fairseq", "fairseq.trainer"
 WITH_A_WORD = "-c", "-m"
 
 PROGRAM = """#!{interpreter} -IS
@@ -101,7 +101,9 @@ def serve(path: str) -> None:
         importlib.import_module(name)
     torch = sys.modules["torch"]
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports torch's compiler
-    logging.getLogger().handlers.clear()  # commands of fairseq have theirs before they import it
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fairseq"]:
+        del sys.modules[name]  # what it needs stays; it also makes a handler of logs
+    logging.getLogger().handlers.clear()
     logging.getLogger().setLevel(logging.WARNING)
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
