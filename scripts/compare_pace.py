@@ -234,9 +234,8 @@ class Planner:
         begun = time.time()
         run(fairseq_command("generate", scorer.data, [model], split, words), run_folder / "log", read, environment)
         around = time.time() - begun - searching[0]
-        size = {name: lines(scorer.data, known) for name, known in scorer.tests.items()}
-        share = parts * sum(size.values()) / next(iter(size.values()))
-        return average + around * len(size) + searching[0] * share
+        sizes = [sum(map(len, scorer.pieces(name))) for name in scorer.tests]
+        return average + around * len(sizes) + searching[0] * parts * sum(sizes) / max(1, sizes[0])
 
     def scores(self, trainings: int, tests: int) -> float:
         """Seconds that the scores of all trainings take, and so many paired tests."""

@@ -17,7 +17,7 @@ from compare_trainings import Devices, Trainer, has_trained
 from generate import fingerprint
 from train import Training
 
-REFRESH = 20  # seconds between looks at what the trainings log
+REFRESH = 5  # seconds between looks at what the trainings log
 
 
 def say(message: str) -> None:
