@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, call, fairseq, outputs, prepared, run, start, stop_when
+from commands import ROOT, call, fairseq, prepared, run, start, stop_when
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
@@ -336,17 +336,15 @@ def test_stopped_within_the_first_part(runs, tmp_path, monkeypatch):
         generate_script.main()
 
 
-def test_learned_positions_end(runs):
+def test_learned_positions_end(runs, caplog):
     """What goes in is cut with a word; what is to come out is refused."""
     translator = Translator.from_run(runs / "learned", device="cpu")
     source = " ".join(SOURCES * 5)
     pieces = len(recipes.load(runs / "data").encode([source])[0])
     assert pieces > POSITIONS
-    said = outputs("scripts/translate.py", "--cpu", "--model", runs / "learned", "--beam", 1, text=f"cat\n{source}\n")[
-        1
-    ]
-    cut = f"has {pieces + 1} pieces: only the first {POSITIONS} are translated, the model's limit\n"
-    assert said == f"translate: line 2 of the input {cut}"
+    translator.translate([Source(source, name="line 7")], beam=1)
+    cut = f"has {pieces + 1} pieces: only the first {POSITIONS} are translated, the model's limit"
+    assert [record.getMessage() for record in caplog.records] == [f"line 7 {cut}"]
     most = ("dog " * (POSITIONS - 1)).strip()
     assert translator.translate(["cat"], beam=1, prefix=most)[0].startswith(most)
     with pytest.raises(Problem, match="--prefix: 64 pieces are more than the 63 that the model can write"):
