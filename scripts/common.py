@@ -48,6 +48,8 @@ def entry(name: str, main: Callable[[], None]) -> None:
     except KeyboardInterrupt as interrupt:
         print(f"\n{name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        log.handlers, log.propagate = [], True
 
 
 def go_on_later() -> None:
