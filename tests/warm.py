@@ -15,6 +15,7 @@ import atexit
 import json
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -27,9 +28,13 @@ from pathlib import Path
 IMPORTED = "torch", "sacremoses", "fairseq", "fairseq.trainer"
 WITH_A_WORD = "-c", "-m"
 
-PROGRAM = """#!{interpreter} -IS
-import sys
+# not by a line #!INTERPRETER, which ends at a space
+PROGRAM = """#!/bin/sh
+exec {interpreter} -IS {client} "$@"
+"""
+CLIENT = """import sys
 sys.path.insert(0, {tests!r})
+sys.argv[0] = {program!r}
 from warm import client
 client({interpreter!r}, {path!r})
 """
@@ -40,8 +45,11 @@ def python() -> str:
     """The path of the program. The server behind it ends with this process."""
     folder = tempfile.TemporaryDirectory(prefix="warm-")
     path, program = os.path.join(folder.name, "socket"), os.path.join(folder.name, "python")
-    with open(program, "w", encoding="utf-8") as file:
-        file.write(PROGRAM.format(interpreter=sys.executable, tests=str(Path(__file__).parent), path=path))
+    beside = Path(folder.name, "client.py")
+    facts = {"interpreter": sys.executable, "tests": str(Path(__file__).parent), "path": path, "program": program}
+    beside.write_text(CLIENT.format(**facts), encoding="utf-8")
+    words = {"interpreter": shlex.quote(sys.executable), "client": shlex.quote(str(beside))}
+    Path(program).write_text(PROGRAM.format(**words), encoding="utf-8")
     os.chmod(program, 0o755)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
     words = [sys.executable, __file__, path]
