@@ -4,12 +4,12 @@ Training pairs that cannot be used are dropped and counted; the validation and t
 only what changed is done again; a run that was killed goes on."""
 
 import argparse
-import re
 from pathlib import Path
 from typing import Dict, List
 
 from corpus import Corpus, Text, absolute, add_options, positive, settings_of, stamp, taken  # isort: skip
 from common import Problem, entry, go_on_later, read_json, sha256, write_json
+from testsets import can_name
 
 from fairseq_luna.text import recipes
 
@@ -83,7 +83,7 @@ def named(words: List[str], source: str) -> Dict[str, str]:
         name, _, prefix = word.partition("=")
         if not prefix or Path(f"{word}.{source}").is_file():  # a path may hold a = too
             name, prefix = "test", word
-        if not re.fullmatch(r"[\w.+-]+", name) or re.fullmatch(r"train|valid|test\d+", name):
+        if not can_name(name):
             raise Problem(
                 f"--test {word}: {name} cannot name a test set; take letters, digits and .+-_, but not train, valid or "
                 "test1, which fairseq uses itself"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from average_checkpoints import count
 from common import Problem, alone, entry, go_on_later
+from compare_pace import SET_BY_MINUTES
 from compare_run import Study, say
 from compare_study import read_study
 from data_file import pack, unpacked
@@ -91,8 +92,9 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"{word} is no KEY=VALUE")
     if args.minutes is not None and args.minutes <= 0:
         parser.error(f"--minutes must be above 0, but is {args.minutes:g}")
-    if args.minutes and any(word.startswith("optimization.max_update=") for word in args.overrides):
-        parser.error("--minutes sets optimization.max_update: give one of them")
+    for key in SET_BY_MINUTES:
+        if args.minutes and any(word.startswith(f"{key}=") for word in args.overrides):
+            parser.error(f"--minutes sets {key}: give one of them")
     args.out = args.out or Path("runs") / f"compare-{Path(args.study or '').stem}"
     return args
 

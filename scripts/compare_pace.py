@@ -18,11 +18,11 @@ from common import Problem, read_json, remove, run
 from compare_scores import SCORES, Scorer
 from compare_study import folder, words_of
 from compare_trainings import Devices, Trainer, reason
-from generate import LENGTHS, fairseq_command, lines, number_of_parts, options_of
+from generate import LENGTHS, PART, fairseq_command, lines, number_of_parts, options_of
 from progress import TrainingLog
 from scores import by_length, compare, score
 
-TRIAL = "trial"  # the folder, in that of the study
+TRIAL = ".trial"  # the folder, in that of the study; no arm has such a name
 WARM = 60  # updates of a trial before it validates and saves; compiling and graphs are behind it then
 EVERY = 5  # updates from one record of its log to the next
 RECORDS = 4  # at least, that are measured
@@ -34,6 +34,15 @@ KEPT_BACK = 0.05  # of the time, for what no trial shows
 BATCHES = 4  # of a test set that a trial translates
 LINES = 200  # of each test set, that the scores are tried on
 NEVER = 1_000_000  # epochs or updates
+RECORDED = 100  # updates from one record of a training's log to the next, at most
+# what follows from the time, and from nothing else
+SET_BY_MINUTES = (
+    "optimization.max_update",
+    "dataset.validate_interval",
+    "dataset.validate_interval_updates",
+    "checkpoint.save_interval",
+    "checkpoint.save_interval_updates",
+)
 
 
 class Pace(NamedTuple):
@@ -92,8 +101,9 @@ class Planner:
     def plan(self, trainings: List[Tuple[dict, int]], say: Callable[[str], None]) -> Dict[str, Any]:
         """What the trainings do, for settings.json: the updates, the overrides of each arm, what was measured."""
         for arm, _ in trainings:
-            if "optimization.max_update" in arm.get("overrides", {}):
-                raise Problem(f"{arm['name']} has its own optimization.max_update: leave it out with --minutes")
+            for key in SET_BY_MINUTES:
+                if key in arm.get("overrides", {}):
+                    raise Problem(f"{arm['name']} has its own {key}: leave it out with --minutes")
         say(f"measuring the pace of the arms, {self.devices.at_once} at once")
         paces, composed = self.measure(trainings)
         tests = sum(arm["name"] != self.study["baseline"] for arm, _ in trainings)
@@ -235,7 +245,10 @@ class Planner:
         run(fairseq_command("generate", scorer.data, [model], split, words), run_folder / "log", read, environment)
         around = time.time() - begun - searching[0]
         sizes = [sum(map(len, scorer.pieces(name))) for name in scorer.tests]
-        return average + around * len(sizes) + searching[0] * parts * sum(sizes) / max(1, sizes[0])
+        starts = sum(
+            number_of_parts(options, split, lines(scorer.data, split), PART) for split in scorer.tests.values()
+        )
+        return average + around * starts + searching[0] * parts * sum(sizes) / max(1, sizes[0])
 
     def scores(self, trainings: int, tests: int) -> float:
         """Seconds that the scores of all trainings take, and so many paired tests."""
@@ -274,7 +287,7 @@ def limits_of(updates: int, composed: Dict[str, Any], average: int) -> Dict[str,
         "checkpoint.save_interval": NEVER,
         "checkpoint.save_interval_updates": interval,
         "checkpoint.keep_interval_updates": average,
-        "common.log_interval": max(1, min(interval // 2, composed.get("common.log_interval") or NEVER)),
+        "common.log_interval": max(1, min(interval // 2, RECORDED)),
     }
     warm_up = composed.get("lr_scheduler.warmup_updates")
     if isinstance(warm_up, int) and warm_up > updates // 4:

@@ -36,7 +36,7 @@ class Report:
         if not arms:
             return
         draw_curves(
-            {arm["name"]: [result["valid nll by updates"] for result in known[arm["name"]]] for arm in arms},
+            {arm["name"]: [result["valid nll by updates"] for result in done(known[arm["name"]])] for arm in arms},
             self.out / "learning-curves.png",
         )
         scored = scored_of({arm["name"]: known[arm["name"]] for arm in arms})
@@ -149,12 +149,19 @@ def of_seed(results: List[dict], seed: int) -> Optional[dict]:
     return next((result for result in results if result["seed"] == seed and SETS in result), None)
 
 
+def done(results: List[dict]) -> List[dict]:
+    """The trainings of an arm that have scores; as long as none has, those under way."""
+    return [result for result in results if SETS in result] or results
+
+
 def training(results: List[dict]) -> List[str]:
-    """The cells of an arm's trainings."""
+    """The cells of an arm's trainings: means of what has come equally far."""
+    results = done(results)
+    updates = sorted({result["updates"] for result in results})
     memory = max(result["peak memory (bytes)"] or 0 for result in results)
     return [
         f"{results[0]['parameters'] / 1e6:.2f}M",
-        f"{results[0]['updates']:,}",
+        " to ".join(f"{number:,}" for number in dict.fromkeys((updates[0], updates[-1]))),
         f"{statistics.median(result['words per second'] for result in results):,.0f}",
         f"{memory / 2**20:,.0f} MB" if memory else "",
         spread([result["best valid nll (nats per piece)"] for result in results], 3),

@@ -76,6 +76,8 @@ def check_arms(path: Path, arms: List[Any]) -> None:
             known = ", ".join(sorted(path.stem for path in (REPO / "configs" / "model").glob("*.yaml")))
             raise Problem(f"{path}: arch {arm['arch']} of {arm['name']} is not in configs/model/; possible are {known}")
     names = [arm["name"] for arm in arms]
+    if "data" in map(folder, names):
+        raise Problem(f"{path}: no arm can be named data: that folder is for the data of the study")
     if len({folder(name) for name in names}) < len(names):
         raise Problem(f"{path}: two arms share a name: {', '.join(names)}")
 

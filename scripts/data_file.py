@@ -7,6 +7,7 @@ import hashlib
 import json
 import lzma
 import re
+import shutil
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any, BinaryIO, Dict, List
 
 from common import Problem, claim, read_json, sha256, whole, write_json
 from progress import bar
+from testsets import test_sets
 
+from fairseq_luna.generation.packing import content, plain
 from fairseq_luna.text.recipes import load
 
 SUMS = "sums.json"  # the first file of all
@@ -45,15 +48,15 @@ def pack(data: Path, file: Path) -> None:
     for name in names:
         if not NAME.fullmatch(name):
             raise Problem(f"{data / name} is nothing that prepare-corpus.sh makes: move it away")
-    sums = {name: sha256(data / name) for name in names}
-    size = sum((data / name).stat().st_size for name in names)
+    sums = {name: {"sha256": sha256(data / name), "bytes": (data / name).stat().st_size} for name in names}
+    size = sum(each["bytes"] for each in sums.values())
     with whole(file) as beside, lzma.open(str(beside), "wb", filters=XZ) as packed:
         with tarfile.open(fileobj=packed, mode="w|") as archive, bar(size, "byte") as shown:
             text = json.dumps(sums, indent=2).encode()
             archive.addfile(member(SUMS, len(text)), BytesIO(text))
             for name in names:
-                with open(data / name, "rb") as content:
-                    archive.addfile(member(name, (data / name).stat().st_size), Watched(content, shown))  # type: ignore
+                with open(data / name, "rb") as source:
+                    archive.addfile(member(name, sums[name]["bytes"]), Watched(source, shown))  # type: ignore
 
 
 class Watched:
@@ -78,65 +81,77 @@ def unpacked(file: Path, out: Path) -> Path:
     """The folder OUT/data with what `pack` wrote to a file; unpacked once.
 
     Raises:
-        Problem: if the file is cut short or changed, or if it is not of `pack`.
+        Problem: if the file is cut short or changed, if it is not of `pack`, or if the folder holds other data.
     """
     folder, note = out / "data", out / "data" / "unpacked.json"
     made_of = {"sha256 of the file": sha256(file)}
     if read_json(note) == made_of:
         return folder
+    if folder.exists():
+        raise Problem(f"{folder} is there, and was not unpacked from {file}: choose another --out")
     if not (out / "settings.json").exists():
         claim(out, {})
     with whole(folder) as beside:
         beside.mkdir()
         try:
-            with lzma.open(str(file)) as packed, tarfile.open(fileobj=packed, mode="r|") as archive:
+            with Sober(str(file)) as packed, tarfile.open(fileobj=packed, mode="r:") as archive:
                 unpack(archive, beside, file)
         except (lzma.LZMAError, tarfile.TarError, EOFError) as error:
             raise Problem(f"{file} is cut short, or is no file of --pack-data ({error}): copy it again") from None
+        load(beside), test_sets(beside)  # which refuse names that lead elsewhere
         write_json(beside / note.name, made_of)
     return folder
 
 
+class Sober(lzma.LZMAFile):
+    """Does not read without measure: a few bytes of an archive may claim to be a header of many gigabytes."""
+
+    def read(self, size: Any = -1) -> bytes:
+        if size is None or not 0 <= size <= 2 * BLOCK:
+            raise tarfile.ReadError(f"it asks for {size:,} bytes at once")
+        return super().read(size)
+
+
 def unpack(archive: tarfile.TarFile, folder: Path, file: Path) -> None:
-    sums: Dict[str, str] = {}
-    left = None
-    for facts in archive:
-        if left is None:
-            sums = read_sums(archive, facts, file)
-            left = set(sums)
-            continue
-        if facts.name not in left or not facts.isreg():
+    """Write the members to a folder, each checked before it is made."""
+    left = read_sums(archive, file)
+    free, needed = shutil.disk_usage(str(folder)).free, sum(each["bytes"] for each in left.values())
+    if needed > free:
+        raise Problem(f"{file} takes {needed:,} bytes unpacked, but {folder.parent} has only {free:,}: make room there")
+    for facts in iter(archive.next, None):
+        told = left.pop(facts.name, None)
+        if told is None or not plain(facts) or facts.size != told["bytes"]:
             raise Problem(f"{file} holds {facts.name!r}, which --pack-data does not write: take none of it")
-        left.remove(facts.name)
         path = folder / facts.name
         path.parent.mkdir(exist_ok=True)
-        if copy(archive.extractfile(facts), path) != sums[facts.name]:  # type: ignore[arg-type]
+        if copy(content(archive, facts), path) != told["sha256"]:
             raise Problem(f"{facts.name} in {file} is not as it was packed: copy the file again")
-    if left or left is None:
-        raise Problem(f"{file} lacks {', '.join(sorted(left or [SUMS]))}: copy it again, or pack the data again")
+    if left:
+        raise Problem(f"{file} lacks {', '.join(sorted(left))}: copy it again, or pack the data again")
 
 
-def read_sums(archive: tarfile.TarFile, facts: tarfile.TarInfo, file: Path) -> Dict[str, str]:
-    """The checksums by the names of the files; no name leads out of the folder."""
-    found: Any = None
-    if facts.name == SUMS and facts.isreg() and facts.size <= MOST_SUMS:
+def read_sums(archive: tarfile.TarFile, file: Path) -> Dict[str, Dict[str, Any]]:
+    """Checksum and size of each file by its name, which leads out of no folder."""
+    facts, found = archive.next(), None
+    if facts is not None and facts.name == SUMS and plain(facts) and facts.size <= MOST_SUMS:
         try:
-            found = json.loads(archive.extractfile(facts).read())  # type: ignore[union-attr]
-        except ValueError:
+            found = json.loads(content(archive, facts).read())
+        except (ValueError, RecursionError):
             pass
     if not isinstance(found, dict):
         raise Problem(f"{file} is no file of --pack-data: it does not begin with {SUMS}")
-    for name in found:
-        if not NAME.fullmatch(name):
+    for name, told in found.items():
+        sound = isinstance(told, dict) and isinstance(told.get("bytes"), int) and told["bytes"] >= 0
+        if not NAME.fullmatch(name) or not sound or not isinstance(told.get("sha256"), str):
             raise Problem(f"{file} holds {name!r}, which --pack-data does not write: take none of it")
     return found
 
 
-def copy(content: BinaryIO, path: Path) -> str:
+def copy(source: Any, path: Path) -> str:
     """Write what is read to a file; its SHA-256."""
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for block in iter(lambda: content.read(BLOCK), b""):
+        for block in iter(lambda: source.read(BLOCK), b""):
             digest.update(block)
             file.write(block)
     return digest.hexdigest()

@@ -1,5 +1,6 @@
 """The test sets of prepared data by their names; fairseq calls them test, test1 and so on."""
 
+import re
 from pathlib import Path
 from typing import Dict
 
@@ -7,9 +8,22 @@ from common import Problem, read_json
 
 
 def test_sets(data: Path) -> Dict[str, str]:
-    """What fairseq calls each test set, by the name that `prepare-corpus.sh --test NAME=PREFIX` gave it."""
+    """What fairseq calls each test set, by the name that `prepare-corpus.sh --test NAME=PREFIX` gave it.
+
+    Raises:
+        Problem: if a name is none that it gives: files are named after it.
+    """
     settings = read_json(data / "manifest.json", {}).get("settings", {})
-    return settings.get("test sets") or {"test": "test"}
+    found = settings.get("test sets") or {"test": "test"}
+    for name, split in found.items():
+        if not can_name(name) or not isinstance(split, str) or not re.fullmatch(r"test\d*", split):
+            raise Problem(f"{data / 'manifest.json'} names a test set {name!r} ({split!r}): prepare the data again")
+    return found
+
+
+def can_name(name: str) -> bool:
+    """Whether a test set can have this name: fairseq does not use it itself, and it leads to no other folder."""
+    return bool(re.fullmatch(r"[\w+-][\w.+-]*", name)) and not re.fullmatch(r"train|valid|test\d+", name)
 
 
 def split_of(data: Path, name: str) -> str:

@@ -1,8 +1,10 @@
 """Prepared data as one file, and test sets by their names."""
 
+import hashlib
 import io
 import json
 import lzma
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -75,19 +77,23 @@ def member(name: str, size: int = 1, **facts) -> tarfile.TarInfo:
 
 
 LINK = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}
+TOLD = {"sha256": "0", "bytes": 1}
 
 
 @pytest.mark.parametrize(
     "sums, members, says",
     [
-        ({"../out": ""}, [], "'../out', which --pack-data does not write"),
-        ({"raw/../../out": ""}, [], "which --pack-data does not write"),
-        ({"raw/..": ""}, [], "which --pack-data does not write"),
-        ({"/etc/passwd": ""}, [], "which --pack-data does not write"),
-        ({"raw/a": ""}, [member("/raw/a")], "'/raw/a', which --pack-data does not write"),
-        ({"raw/a": ""}, [member("raw/a", **LINK)], "'raw/a', which --pack-data does not write"),
-        ({"raw/a": "0"}, [member("raw/a")], "raw/a in .* is not as it was packed"),
-        ({"raw/a": "0"}, [], "lacks raw/a"),
+        ({"../out": TOLD}, [], "'../out', which --pack-data does not write"),
+        ({"raw/../../out": TOLD}, [], "which --pack-data does not write"),
+        ({"raw/..": TOLD}, [], "which --pack-data does not write"),
+        ({"/etc/passwd": TOLD}, [], "which --pack-data does not write"),
+        ({"raw/a": TOLD}, [member("/raw/a")], "'/raw/a', which --pack-data does not write"),
+        ({"raw/a": TOLD}, [member("raw/a", **LINK)], "'raw/a', which --pack-data does not write"),
+        ({"raw/a": TOLD}, [member("raw/a", 2)], "'raw/a', which --pack-data does not write"),
+        ({"raw/a": TOLD}, [member("raw/a")], "raw/a in .* is not as it was packed"),
+        ({"raw/a": TOLD}, [], "lacks raw/a"),
+        ({"raw/a": {**TOLD, "bytes": 1 << 60}}, [], "bytes unpacked, but .* has only"),
+        ({"raw/a": ""}, [], "'raw/a', which --pack-data does not write"),
         (["raw/a"], [], "is no file of --pack-data: it does not begin with sums.json"),
     ],
 )
@@ -98,10 +104,56 @@ def test_a_hostile_file(tmp_path, sums, members, says):
     assert not (tmp_path / "out" / "data").exists() and not (tmp_path / "out" / "out").exists()
 
 
-def test_files_of_others_are_left_alone(packed, tmp_path):
+def test_a_header_without_measure(tmp_path):
+    """A few bytes that claim to be a name of a gigabyte: memory is asked for none of it."""
+    file = tmp_path / "data.tar.xz"
+    with lzma.open(str(file), "wb") as packed:
+        packed.write(member("long", 1 << 30, type=tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT))
+        packed.write(bytes(1 << 20))
+    with pytest.raises(Problem, match="bytes at once"):
+        unpacked(file, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"test sets": {"../../out": "test"}}, "names a test set '../../out'"),
+        ({"test sets": {"news": "../test"}}, "names a test set 'news' \\('../test'\\)"),
+        ({"target": "../de"}, "names a language '../de'"),
+    ],
+)
+def test_names_that_lead_elsewhere(data, tmp_path, changes, says):
+    """In a manifest, after which files of a study are named."""
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    file = tmp_path / "data.tar.xz"
+    pack(copy, file)
+    manifest["settings"].update(changes)
+    text = json.dumps(manifest).encode()
+    told = {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}
+    with lzma.open(str(file), "wb") as packed, tarfile.open(fileobj=packed, mode="w|") as archive:
+        sums = {"manifest.json": told, "spm.model": {"sha256": sha256(copy / "spm.model"), "bytes": size(copy)}}
+        for name, content in (SUMS, json.dumps(sums).encode()), ("manifest.json", text):
+            archive.addfile(member(name, len(content)), io.BytesIO(content))
+        archive.add(str(copy / "spm.model"), "spm.model")
+    with pytest.raises(Problem, match=says):
+        unpacked(file, tmp_path / "out")
+    assert not (tmp_path / "out" / "data").exists()
+
+
+def size(folder):
+    return (folder / "spm.model").stat().st_size
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_other_data_are_left_alone(packed, tmp_path, begun):
+    """Whether or not a study has been there."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine").write_text("", encoding="utf-8")
-    with pytest.raises(Problem, match="holds files that are not of an earlier run"):
+    if begun:
+        (tmp_path / "settings.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(Problem, match="data is there, and was not unpacked from"):
         unpacked(packed, tmp_path)
     assert (tmp_path / "data" / "mine").exists()
 

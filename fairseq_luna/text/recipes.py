@@ -1,5 +1,6 @@
 """The two ways from text to pieces and back. `load` gives the one that a folder of prepared data was made with."""
 
+import re
 from pathlib import Path
 from typing import Any, Container, Dict, Iterable, List
 
@@ -185,7 +186,11 @@ def load(folder: Path) -> Recipe:
     recipe = RECIPES[settings.get("recipe", SentencePiece.name)]
     if not (folder / recipe.model).exists():
         raise Problem(f"{folder / recipe.model} is missing: prepare the data again")
-    return recipe(folder, settings["source"], settings["target"])
+    languages = [settings["source"], settings["target"]]
+    for lang in languages:
+        if not re.fullmatch(r"[\w-]+", str(lang)):  # files are named after them
+            raise Problem(f"{folder / 'manifest.json'} names a language {lang!r}: prepare the data again")
+    return recipe(folder, *languages)
 
 
 def forced_pieces(recipe: Recipe, text: str, known: Container[str], what: str) -> List[str]:
