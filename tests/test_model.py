@@ -517,6 +517,22 @@ def test_a_state_of_other_settings_is_refused():
         build().load_state_dict(build(projection_length=7).state_dict())
 
 
+def test_softmax_attention_of_before_it_could_be_local():
+    """Settings that had no effect on it are in checkpoints; it translates as it did."""
+    plain, local = build(**ORDINARY), build(seed=2, **LOCAL_ORDINARY)
+    state = plain.state_dict()
+    local.upgrade_state_dict_named(state, "")
+    local.load_state_dict(state)
+    source, prev = sentences([9, 5]), targets([7, 3])
+    torch.testing.assert_close(logits(local, source, prev), logits(plain, source, prev), rtol=0, atol=3e-6)
+    now = build(**LOCAL_ORDINARY)  # with the weights of the plain one
+    state = now.state_dict()
+    local.upgrade_state_dict_named(state, "")
+    local.load_state_dict(state)
+    assert torch.equal(logits(local, source, prev), logits(now, source, prev))
+    assert (logits(now, source, prev) - logits(plain, source, prev)).abs().max() > 1e-3
+
+
 @pytest.mark.stock
 @pytest.mark.parametrize("struct", (True, False), ids=("struct", "open"))
 def test_settings_of_an_earlier_version_lack_later_ones(struct):

@@ -108,6 +108,8 @@ def test_drawn_slots_in_passes_of_fixed_shape():
 
 REFUSED = {
     "below-1": ({"tokens_per_slot": 0.5}, r"--tokens-per-slot must be at least 1, but is 0.5"),
+    "endless": ({"most_tokens_per_slot": math.inf}, r"--most-tokens-per-slot must be above 1, but is inf"),
+    "no-number": ({"tokens_per_slot": math.nan}, r"--tokens-per-slot must be at least 1, but is nan"),
     "most-below-1": ({"most_tokens_per_slot": 1.0}, r"--most-tokens-per-slot must be above 1, but is 1"),
     "share": ({"most_tokens_per_slot": 2.0, "varied_share": 0.0}, r"--varied-share must be above 0 and at most 1"),
     "fixed": ({"tokens_per_slot": 2.0, "fix_projection_length": True}, "does not go with --fix-projection-length"),

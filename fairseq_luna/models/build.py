@@ -28,8 +28,8 @@ from ..modules.unpack import Unpack
 PACK_SHARPNESS = 1.0
 UNPACK_SHARPNESS = 0.5
 PLAIN_SHARPNESS = 4.0
-# In the encoder's softmax attention, in tokens: of Luna's encoder a position reads slots, and those read positions.
-# Variances add up, so that it begins by seeing a third as sharply, where a slot is a token.
+# Of softmax attention with a bias in the encoder, in tokens. In Luna's encoder a position reads slots, which read
+# positions. The variances of the two add up, so softmax attention begins as local as that with a third.
 SELF_SHARPNESS = 1 / (1 / PACK_SHARPNESS + 1 / UNPACK_SHARPNESS)
 
 

@@ -1,6 +1,7 @@
 """What all models check of their settings."""
 
 import argparse
+import math
 from dataclasses import field
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
@@ -95,9 +96,9 @@ def check_slots(values: Dict[str, Any]) -> None:
         ValueError: if there would be more slots than tokens, or the settings contradict each other.
     """
     least, most, share = values["tokens_per_slot"], values["most_tokens_per_slot"], values["varied_share"]
-    if least < 1:
+    if not 1 <= least < math.inf:
         raise ValueError(f"--tokens-per-slot must be at least 1, but is {least:g}: a slot holds a token or more.")
-    if most is not None and most <= 1:
+    if most is not None and not 1 < most < math.inf:
         raise ValueError(
             f"--most-tokens-per-slot must be above 1, but is {most:g}. Leave it out if all sentences are to have the "
             "same."

@@ -1,7 +1,7 @@
 """Softmax attention with what makes Luna's local: a decay in the decoder, a Gaussian bias in the encoder.
 
 With both a Transformer is told from Luna by its attention only. Beside a bias torch's fused forms are not used, so
-training keeps the weights, O(H n^2).
+training keeps the weights, O(H n^2). Products with weights follow --inference-precision, as Luna's do.
 """
 
 from typing import Optional
@@ -46,7 +46,17 @@ class DecayingSelfAttention(CausalSelfAttention):
     """log(lambda_h) (t - j) on the logits of positions t and j of head h, at the rates of Luna's decaying mean.
 
     As in ALiBi (Press et al. 2022), there for other rates.
+
+    Args:
+        dim: D.
+        heads: H.
+        dropout: probability, of the weights.
     """
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__(dim, heads, dropout)
+        # 0 in a checkpoint of before there was a decay: it then has none
+        self.register_buffer("decaying", torch.ones((), dtype=torch.int64))
 
     def forward(self, x: Tensor, whole: Optional[Tensor] = None) -> Tensor:
         """As that of `CausalSelfAttention`; with `whole` a later position counts as one before that is as far."""
@@ -73,4 +83,4 @@ class DecayingSelfAttention(CausalSelfAttention):
     def logits(self, apart: Tensor, dtype: torch.dtype) -> Tensor:
         """The bias, (H, n, m), of positions so far apart, (n, m)."""
         decay = head_decays(self.num_heads, apart.device).to(accumulation_dtype(dtype))
-        return decay_logits(decay, apart).to(dtype)
+        return (decay_logits(decay, apart) * self.decaying).to(dtype)

@@ -55,9 +55,10 @@ class SlotCount(nn.Module):
         slots = min(self.most, math.ceil(longest / self.tokens_per_slot))
         if self.tokens_per_slot == 1 and not self._draws():
             return slots, lengths.clamp(max=slots)
-        # float32 would round 11 / 1.1 up to the next slot
+        # float32 would round 11 / 1.1 up to the next slot, and a GPU divides by a plain number less exactly
         tokens = lengths.double()
-        used = (tokens / (self._drawn(tokens) if self._draws() else self.tokens_per_slot)).ceil()
+        ratios = self._drawn(tokens) if self._draws() else torch.full_like(tokens, self.tokens_per_slot)
+        used = (tokens / ratios).ceil()
         return slots, used.to(lengths.dtype).clamp(max=slots)
 
     def _draws(self) -> bool:

@@ -170,6 +170,10 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
         shifts = [key for key in own if key.endswith("bias.shift")]
         if not any(key in state_dict for key in shifts):  # centres were not always learned
             state_dict.update((key, torch.zeros_like(own[key])) for key in shifts)
+        # softmax attention did not always have what makes it local; with zeros it is as it was
+        for key, value in own.items():
+            if key.endswith((".self_attn.bias.sharpness", ".self_attn.bias.shift", ".self_attn.decaying")):
+                state_dict.setdefault(key, torch.zeros_like(value))
         super().upgrade_state_dict_named(state_dict, name)
 
 
