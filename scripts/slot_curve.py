@@ -24,9 +24,10 @@ from common import (
     write_text,
 )
 from compare_report import table_of
-from generate import add_options, file_name, generate, parse, record_of
+from generate import add_options, file_name, fingerprint, generate, parse, record_of
 from progress import figure_for
 from scores import score
+from testsets import split_of
 
 from fairseq_luna.text import recipes
 
@@ -63,10 +64,12 @@ def parse_args() -> argparse.Namespace:
         metavar="R",
         help=f"default {' '.join(f'{r:g}' for r in RATIOS)}",
     )
-    parser.add_argument("--subset", choices=("test", "valid"), default="test", help="default %(default)s")
+    parser.add_argument("--subset", default="test", metavar="NAME", help="test, valid, or a test set by its name")
     parser.add_argument("--lenpen", type=float, default=1.0, metavar="X", help="length penalty (default %(default)s)")
     args = parse(parser)
     args.tokens_per_slot = sorted(set(args.tokens_per_slot))
+    if any(word.partition("=")[0] == "--model-overrides" for word in args.extra):
+        parser.error("--model-overrides cannot be given after --: it is set here, for each number of tokens per slot")
     return args
 
 
@@ -95,45 +98,51 @@ def say(message: str) -> None:
 
 def curve(args: argparse.Namespace, out: Path) -> None:
     """Translate and score at each ratio; the report is written anew after each."""
-    recipe, extra = recipes.load(args.data), args.extra
-    references = list(read_lines(args.data / "raw" / f"{args.subset}.{recipe.target}"))
+    recipe, extra, split = recipes.load(args.data), args.extra, split_of(args.data, args.subset)
+    references = list(read_lines(args.data / "raw" / f"{split}.{recipe.target}"))
+    known = {point["sha256"]: point for point in read_json(out / "report.json", {}).get("points", [])}
     points: List[Dict[str, Any]] = []
     for r in args.tokens_per_slot:
         args.extra = [*extra, "--model-overrides", f"{{'tokens_per_slot': {r:g}}}"]
         file = out / file_name(args, args.subset, args.lenpen, f"tokens-per-slot{r:g}")
-        generate(args, args.subset, args.lenpen, file)
-        point = {"tokens per slot": r, "sentences a second": speed(file), "file": file.name}
-        point.update(score(list(read_lines(file)), references, recipe.target, SCORES))
-        points.append(point)
-        say(f"{r:g} tokens per slot: BLEU {point['BLEU']['score']:.2f}")
+        there = fingerprint(file) if file.exists() else None
+        generate(args, split, args.lenpen, file)
+        made = fingerprint(file)
+        speed = known[made]["speed"] if made == there and made in known else measured(args, file)
+        points.append({"tokens per slot": r, "file": file.name, "sha256": made, "speed": speed})
+        points[-1].update(score(list(read_lines(file)), references, recipe.target, SCORES))
+        say(f"{r:g} tokens per slot: BLEU {points[-1]['BLEU']['score']:.2f}")
         report(args, out, points)
 
 
-def speed(file: Path) -> float:
-    """Sentences a second of the search, as fairseq's log of it says; 0 where it is not kept."""
+def measured(args: argparse.Namespace, file: Path) -> Dict[str, Any]:
+    """The speed of the search that was just made, and where; None for one in several parts, which leaves no log."""
     log = file.with_name(file.name + ".log")
     text = log.read_text(encoding="utf-8") if log.exists() else ""
     found = re.findall(r"Translated [\d,]+ sentences .* \(([\d.]+) sentences/s", text)
-    return float(found[-1]) if found else 0.0
+    here, half = machine(args.cpu), [name for name in ("fp16", "bf16") if getattr(args, name, False)]
+    where = f"{here['gpu'] or here['cpu']}, {half[0] if half else 'fp32'}"
+    return {"sentences a second": float(found[-1]) if found else None, "where": where}
 
 
 def report(args: argparse.Namespace, out: Path, points: List[Dict[str, Any]]) -> None:
     rows = [["tokens per slot", *SCORES, "sentences a second"]]
     for point in points:
         figures = [f"{point[name]['score']:.2f}" for name in SCORES]
-        rows.append([f"{point['tokens per slot']:g}", *figures, f"{point['sentences a second']:.1f}"])
-    here = machine(args.cpu)
+        speed = point["speed"]["sentences a second"]
+        rows.append([f"{point['tokens per slot']:g}", *figures, "" if speed is None else f"{speed:.1f}"])
+    places = " or ".join(sorted({point["speed"]["where"] for point in points}))
     notes = [
         f"The {args.subset} set, beam {args.beam}, length penalty {args.lenpen:g}, one model. A sentence of n tokens "
         "has n slots over the tokens per slot, rounded up, and at most the model's projection length. Speed is that of "
-        f"fairseq-generate's search, one after the other, on {here['gpu'] or here['cpu']}.",
+        f"fairseq-generate's search, one after the other, on {places}.",
         *(f"{name}: `{points[0][name]['signature']}`" for name in SCORES),
         "![BLEU and speed by tokens per slot](slots.png)",
     ]
     draw(points, out / "slots.png")
     write_text(out / "report.md", "\n\n".join([table_of(rows), *notes]) + "\n")
     commands = [read_json(record_of(out / point["file"]), {}).get("command") for point in points]
-    facts = {"run": str(args.run), "subset": args.subset, "machine": here, "versions": versions()}
+    facts = {"run": str(args.run), "subset": args.subset, "versions": versions()}
     write_json(out / "report.json", {**facts, "points": points, "commands": commands})
 
 
@@ -149,9 +158,10 @@ def draw(points: List[Dict[str, Any]], path: Path) -> None:
     axes.set_xticks(ratios, [f"{r:g}" for r in ratios])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    if all(point["sentences a second"] for point in points):
+    speeds = [point["speed"]["sentences a second"] for point in points]
+    if None not in speeds and len({point["speed"]["where"] for point in points}) == 1:
         other = axes.twinx()
-        other.plot(ratios, [point["sentences a second"] for point in points], "s--", color="tab:gray", label="speed")
+        other.plot(ratios, speeds, "s--", color="tab:gray", label="speed")
         other.set(ylabel="sentences a second")
         other.set_ylim(bottom=0)
         figure.legend(loc="outside lower center", ncols=2)

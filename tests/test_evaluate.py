@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,36 @@ def test_which_checkpoints(finished, tmp_path, capsys):
     shutil.rmtree(folder)
     with pytest.raises(Problem, match="holds no checkpoint"):
         average_last(tmp_path)
+
+
+def test_curve_over_tokens_per_slot(finished, tmp_path):
+    """Two points of one model, and a third that is added: what is there is not translated again."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    words = run, "--cpu", "--beam", 2, "--tokens-per-slot"
+    call("scripts/slot_curve.py", *words, 1, 3)
+    before = (run / "slots" / "test.beam2.lenpen1.tokens-per-slot3.de").stat().st_mtime_ns
+    said = call("scripts/slot_curve.py", *words, 3, 1, 2)
+    assert said.count("is there already") == 2
+    assert (run / "slots" / "test.beam2.lenpen1.tokens-per-slot3.de").stat().st_mtime_ns == before
+    points = json.loads((run / "slots" / "report.json").read_text(encoding="utf-8"))["points"]
+    assert [point["tokens per slot"] for point in points] == [1, 2, 3]
+    assert len({point["sha256"] for point in points}) > 1 and all(point["speed"]["where"] for point in points)
+    assert "| 1 | " in (run / "slots" / "report.md").read_text(encoding="utf-8")
+    assert (run / "slots" / "slots.png").read_bytes().startswith(b"\x89PNG")
+    assert "must be at least 1, but is 0.5" in call("scripts/slot_curve.py", *words, 0.5, code=2)
+    said = call("scripts/slot_curve.py", *words, 1, "--", "--model-overrides", "{}", code=2)
+    assert "--model-overrides cannot be given after --" in said
+
+
+def test_a_curve_needs_slots(finished, tmp_path):
+    import slot_curve
+
+    state = torch.load(str(finished / "model.pt"), weights_only=False)
+    state["cfg"]["model"] = Namespace(arch="transformer")
+    torch.save(state, str(tmp_path / "model.pt"))
+    with pytest.raises(Problem, match="is of transformer, which has no slots"):
+        slot_curve.check_packs(tmp_path / "model.pt")
 
 
 @pytest.fixture
