@@ -80,7 +80,10 @@ def client(interpreter: str, path: str) -> None:
     if not words or words[0].startswith("-") and words[0] not in WITH_A_WORD:
         os.execv(interpreter, [interpreter, *words])
     server = socket.socket(socket.AF_UNIX)
-    server.connect(path)
+    try:
+        server.connect(path)
+    except OSError:  # the server was killed: slower, but the same
+        os.execv(interpreter, [interpreter, *words])
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, lambda number, _: server.sendall(bytes([number])))
     message = json.dumps([words, sys.argv[0], interpreter, os.getcwd(), dict(os.environ)]).encode()
