@@ -4,6 +4,7 @@ import argparse
 import collections
 import inspect
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,16 +17,47 @@ class _Other:
     """A class that is part of no checkpoint."""
 
 
-def check_checkpoint(path: Path) -> None:
+class _Fixed(type):
+    """A class that a pickle cannot give attributes, which all its instances would then have unseen."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError("it changes a class")
+
+
+class _Settings(argparse.Namespace, metaclass=_Fixed):
+    """A Namespace of a checkpoint."""
+
+
+def check_checkpoint(path: Path) -> Any:
     """torch < 2.6 runs whatever a checkpoint names, and fairseq loads it so; all versions take a TorchScript archive.
 
     Known by `torch.load` taking a class of ours. This reads the file in such a way that only what fairseq writes is
-    taken: tensors, plain containers and `argparse.Namespace`. What it raises for others, later versions of torch raise
-    when they load it.
+    taken: tensors, plain containers and `argparse.Namespace`. Later versions of torch do so themselves.
+
+    Returns:
+        What the checkpoint holds.
 
     Raises:
-        pickle.UnpicklingError: if the file is no checkpoint, or holds anything else.
+        pickle.UnpicklingError: if the file is no checkpoint, is damaged, or holds anything else.
     """
+    try:
+        return read_safely(path)
+    except Exception as error:  # what torch raises for a damaged file may be of any type
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named:
+            reason = f"it holds {named[1]}, which is not part of a checkpoint of fairseq"
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = str(error)
+        else:
+            reason = f"it is damaged ({type(error).__name__}: {first_line(error)})"
+        raise pickle.UnpicklingError(reason) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def read_safely(path: Path) -> Any:
     import torch
 
     if not zipfile.is_zipfile(str(path)):
@@ -35,9 +67,12 @@ def check_checkpoint(path: Path) -> None:
             raise pickle.UnpicklingError("it is a program of TorchScript")
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise pickle.UnpicklingError("it is compressed, as torch writes none: it may be of any size")
+    options: Dict[str, Any] = {}
     if not refused(_Other()):
-        options: Dict[str, Any] = {"weights_only": False} if "weights_only" in parameters(torch.load) else {}
-        torch.load(str(path), map_location="cpu", pickle_module=restricted_pickle(), **options)
+        options["pickle_module"] = restricted_pickle()
+        if "weights_only" in parameters(torch.load):
+            options["weights_only"] = False
+    return torch.load(str(path), map_location="cpu", **options)
 
 
 def parameters(function: Any) -> Any:
@@ -50,7 +85,7 @@ def restricted_pickle() -> Any:
 
     allowed: Dict[Tuple[str, str], Any] = {
         ("collections", "OrderedDict"): collections.OrderedDict,
-        ("argparse", "Namespace"): argparse.Namespace,
+        ("argparse", "Namespace"): _Settings,
         ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
         ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     }
