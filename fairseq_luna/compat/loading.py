@@ -17,11 +17,15 @@ class _Other:
     """A class that is part of no checkpoint."""
 
 
+class Refused(pickle.UnpicklingError):
+    """A reason to load a checkpoint no further, in words that follow its name."""
+
+
 class _Fixed(type):
     """A class that a pickle cannot give attributes, which all its instances would then have unseen."""
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError("it changes a class")
+        raise Refused("it changes a class")
 
 
 class _Settings(argparse.Namespace, metaclass=_Fixed):
@@ -42,31 +46,27 @@ def check_checkpoint(path: Path) -> Any:
     """
     try:
         return read_safely(path)
+    except Refused:
+        raise
     except Exception as error:  # what torch raises for a damaged file may be of any type
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named:
-            reason = f"it holds {named[1]}, which is not part of a checkpoint of fairseq"
-        elif isinstance(error, pickle.UnpicklingError):
-            reason = str(error)
-        else:
-            reason = f"it is damaged ({type(error).__name__}: {first_line(error)})"
-        raise pickle.UnpicklingError(reason) from error
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+            raise Refused(f"it holds {named[1]}, which is not part of a checkpoint of fairseq") from error
+        # torch puts its reason behind advice to load the file in a way that runs code
+        told = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+        raise Refused(f"it is damaged ({type(error).__name__}: {told})") from error
 
 
 def read_safely(path: Path) -> Any:
     import torch
 
     if not zipfile.is_zipfile(str(path)):
-        raise pickle.UnpicklingError("it is not a whole checkpoint")
+        raise Refused("it is not a whole checkpoint")
     with zipfile.ZipFile(str(path)) as archive:
         if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
-            raise pickle.UnpicklingError("it is a program of TorchScript")
+            raise Refused("it is a program of TorchScript")
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise pickle.UnpicklingError("it is compressed, as torch writes none: it may be of any size")
+            raise Refused("it is compressed, as torch writes none: it may be of any size")
     options: Dict[str, Any] = {}
     if not refused(_Other()):
         options["pickle_module"] = restricted_pickle()
@@ -95,10 +95,10 @@ def restricted_pickle() -> Any:
             if module == "torch" and name.endswith("Storage") and name.isalnum():
                 return super().find_class(module, name)  # a kind of storage
             if (module, name) not in allowed:
-                raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not part of a checkpoint of fairseq")
+                raise Refused(f"it holds {module}.{name}, which is not part of a checkpoint of fairseq")
             return allowed[module, name]
 
     def load(*args: Any, **kwargs: Any) -> Any:
-        raise pickle.UnpicklingError("it is a checkpoint of a torch before 1.6")
+        raise Refused("it is a checkpoint of a torch before 1.6")
 
     return SimpleNamespace(Unpickler=Unpickler, load=load, __name__="pickle")

@@ -154,9 +154,11 @@ def opened(path: Path) -> Iterator[Place]:
             with reading(path) as archive:
                 unpack(archive, path, folder)
             check_settings(check_checkpoint(folder / MODEL))
+            yield find(folder)._replace(name=str(path))
         except pickle.UnpicklingError as error:
             raise Problem(f"{path} was not loaded: of its {MODEL}, {error}") from None
-        yield find(folder)._replace(name=str(path))
+        except Problem as error:
+            raise Problem(str(error).replace(str(folder), str(path))) from error
 
 
 @contextmanager

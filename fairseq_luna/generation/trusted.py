@@ -57,7 +57,7 @@ def model_types(model: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def types_of(config: Any) -> Dict[str, Any]:
-    """The types of settings by their names, which in fairseq's Transformer are nested: encoder.layers, encoder_layers."""
+    """The types of settings by their names. fairseq's Transformer nests some: encoder.layers is encoder_layers."""
     found: Dict[str, Any] = {}
     for each in fields(config):
         if is_dataclass(each.type):
