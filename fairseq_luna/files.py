@@ -13,13 +13,20 @@ from .errors import Problem
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file or folder to; it takes the place of `path` only once complete."""
+    """Yield a path beside `path` to write a file or folder to; it takes the place of `path` only once complete.
+
+    What is written beside is removed where an error ends it.
+    """
     beside = path.with_name(path.name + ".part")
     remove(beside)
-    yield beside
-    if beside.is_dir():
-        remove(path)
-    os.replace(beside, path)
+    try:
+        yield beside
+        if beside.is_dir():
+            remove(path)
+        os.replace(beside, path)
+    except BaseException:
+        remove(beside)
+        raise
 
 
 def remove(path: Path) -> None:

@@ -347,7 +347,7 @@ def test_learned_positions_end(runs, caplog):
     assert [record.getMessage() for record in caplog.records] == [f"line 7 {cut}"]
     most = ("dog " * (POSITIONS - 1)).strip()
     assert translator.translate(["cat"], beam=1, prefix=most)[0].startswith(most)
-    with pytest.raises(Problem, match="--prefix: 64 pieces are more than the 63 that the model can write"):
+    with pytest.raises(Problem, match="prefix: 64 pieces are more than the 63 that the model can write"):
         translator.stream(["cat"], prefix=most + " cat")
     with pytest.raises(Problem, match="sentence 1, constraints: 64 pieces are more than the 63"):
         translator.translate([Source("cat", [most, "cat"])])

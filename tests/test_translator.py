@@ -15,7 +15,7 @@ import sys
 import tarfile
 import tempfile
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,9 @@ from test_stored import PINNED, STORED, translations
 
 from fairseq_luna import Translator
 from fairseq_luna.errors import Problem
+from fairseq_luna.files import whole
 from fairseq_luna.generation import packing
+from fairseq_luna.generation.draws import Draws
 from fairseq_luna.generation.places import manifest_for
 from fairseq_luna.generation.results import Score, Source, Translation
 from fairseq_luna.text.recipes import SentencePiece
@@ -192,6 +194,22 @@ def test_sampling_draws_by_its_seed_alone(both):
     assert len(both.translate(SOURCES[:4], sampling=True, sampling_topk=10**6)) == 4
 
 
+def test_threads_draw_one_after_the_other():
+    """torch has one random state: nobody may draw from that of another."""
+    first, second = (Draws(1, torch.device("cpu")) for _ in range(2))
+
+    def draw() -> list:
+        with second.drawn():
+            return torch.rand(5).tolist()
+
+    with ThreadPoolExecutor(2) as threads:
+        with first.drawn():
+            calls = threads.submit(Draws, 2, torch.device("cpu")), threads.submit(draw)
+            assert not wait(calls, timeout=0.2).done
+            mine = torch.rand(5).tolist()
+        assert calls[0].result() and calls[1].result() == mine
+
+
 @pytest.mark.stock
 def test_what_a_translation_must_hold(luna):
     plain = luna.translate(SOURCES[:2])
@@ -292,7 +310,18 @@ REFUSED = {
     "topp": ({"sampling": True, "sampling_topp": 2}, "sampling_topp must be above 0 and at most 1, but is 2"),
     "two": ({"sampling": True, "sampling_topk": 1, "sampling_topp": 1}, "do not go together"),
     "temperature": ({"sampling": True, "temperature": 0}, "temperature must be above 0, but is 0"),
-    "prefix": ({"prefix": "a z"}, "--prefix 'a z' cannot be forced: the vocabulary lacks z"),
+    "no sampling": ({"temperature": 0.5}, "temperature 0.5 is for sampling"),
+    "text": ({"beam": "5"}, "beam must be a whole number, but is '5'"),
+    "half": ({"beam": 2.5}, "beam must be a whole number, but is 2.5"),
+    "lenpen": ({"lenpen": "x"}, "lenpen must be a number, but is 'x'"),
+    "endless": ({"max_len_a": math.inf}, "max_len_a must be a number, but is inf"),
+    "negative": ({"max_len_b": -50}, "max_len_b must be at least 0, but is -50"),
+    "no room": ({"max_len_a": 0, "max_len_b": 0}, "leave no room for a translation"),
+    "bool": ({"sampling": 1}, "sampling must be True or False, but is 1"),
+    "half topk": ({"sampling": True, "sampling_topk": 1.5}, "sampling_topk must be a whole number, but is 1.5"),
+    "no prefix": ({"prefix": None}, "prefix must be a text, but is None"),
+    "half buffer": ({"buffer": 2.5}, "buffer must be a whole number, but is 2.5"),
+    "prefix": ({"prefix": "a z"}, "the prefix 'a z' cannot be forced: the vocabulary lacks z"),
 }
 
 
@@ -308,6 +337,13 @@ def test_bad_sources_are_refused(luna):
             luna.stream(one)
     with pytest.raises(Problem, match="sentence 2 is no text, but of type int"):
         luna.translate(["a", 7])
+    with pytest.raises(Problem, match=r"sentence 1 is no text, but of type int"):
+        luna.translate([Source(7)])
+    for texts in "Datei", ["a", 7]:
+        with pytest.raises(Problem, match="the constraints of sentence 1 must be a list of texts, but are .*(Datei|7)"):
+            luna.translate([Source("a", constraints=texts)])
+    with pytest.raises(Problem, match="lenpen must be a number, but is 'x'"):
+        luna.score(["a"], ["a"], lenpen="x")
 
 
 def test_bad_devices_and_precisions_are_refused(folders):
@@ -319,10 +355,12 @@ def test_bad_devices_and_precisions_are_refused(folders):
     if not torch.cuda.is_available():
         with pytest.raises(Problem, match="device 'cuda:1' is a GPU, but torch finds none here"):
             load(device="cuda:1")
-    with pytest.raises(Problem, match="--precision int4 is unknown; choose from fp32, fp16, bf16, int8"):
+    with pytest.raises(Problem, match="precision 'int4' is unknown; choose from fp32, fp16, bf16, int8"):
         load(precision="int4")
-    with pytest.raises(Problem, match="--precision fp16 is for a GPU"):
+    with pytest.raises(Problem, match="precision fp16 is for a GPU"):
         load(precision="fp16")
+    with pytest.raises(Problem, match="batch_size must be at least 1, but is 0"):
+        load(batch_size=0)
     with pytest.raises(Problem, match="on a CPU is for Luna models, which that of .*transformer is not"):
         load("transformer", precision="bf16")
     assert load(precision="int8").translate(SOURCES[:2]) == load().translate(SOURCES[:2])
@@ -334,9 +372,41 @@ def test_a_folder_that_is_no_model(folders, tmp_path):
     other = folder_of(tmp_path / "other", {"nothing": "of a model"})
     with pytest.raises(Problem, match="the model of .*other cannot be loaded"):
         Translator.from_run(other, device="cpu")
+    content = (folders / "untied" / "model.pt").read_bytes()
+    (other / "model.pt").write_bytes(content[:-200] + bytes(100) + content[-100:])
+    with pytest.raises(Problem, match="the model of .*other cannot be loaded"):
+        Translator(str(other), device="cpu")  # one place may come without a list
+    with pytest.raises(Problem, match="model.pt cannot be handed on"):
+        packing.pack(other, tmp_path / "model.tar.gz")
+    (other / "bpe.codes").write_text("#version: 0.2\na b c d\n")
+    with pytest.raises(Problem, match="bpe.codes is damaged or holds no merges"):
+        Translator.from_run(other, device="cpu")
     (other / "manifest.json").unlink()
     with pytest.raises(Problem, match='does not tell its languages: write .*"source": "en"'):
         Translator.from_run(other)
+
+
+def test_embeddings_that_a_training_began_with_are_not_read(folders, tmp_path):
+    state = torch.load(str(folders / "untied" / "model.pt"), map_location="cpu")
+    state["cfg"]["model"]["encoder_embed_path"] = str(tmp_path / "nowhere")
+    run = folder_of(tmp_path / "run", state)
+    want = Translator.from_run(folders / "untied", device="cpu").translate(SOURCES[:2])
+    assert Translator.from_run(run, device="cpu").translate(SOURCES[:2]) == want
+    packing.pack(run, tmp_path / "model.tar.gz")
+    assert Translator.from_file(tmp_path / "model.tar.gz", device="cpu").translate(SOURCES[:2]) == want
+
+
+def test_what_linformer_does_not_reach_is_cut(folders, tmp_path, caplog):
+    """Its sums end at so many positions, even where those are sinusoids."""
+    state = torch.load(str(folders / "untied" / "model.pt"), map_location="cpu")
+    place = folder_of(tmp_path / "linformer", {})
+    settings = {**state["cfg"]["model"], "encoder_self_attention": "linformer", "max_source_positions": 8}
+    torch.save(untrained(settings, state, place), str(place / "model.pt"))
+    translator = Translator.from_run(place, device="cpu")
+    long = "a b c d e f g h i j"
+    assert translator.translate([long]) == translator.translate([" ".join(long.split()[:7])])
+    (record,) = caplog.records
+    assert "has 11 pieces: only the first 8 are translated" in record.getMessage()
 
 
 # ---- a model in a file
@@ -407,8 +477,22 @@ def test_a_file_of_others_is_not_written_over(folders, tmp_path):
     with pytest.raises(Problem, match="mine is there, and is no packed model"):
         packing.pack(folders / "untied", tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "ours.files").mkdir()
+    (tmp_path / "ours.files" / "mine").write_text("mine")
     for _ in range(2):
         packing.pack(folders / "untied", tmp_path / "ours")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "mine", "ours", "ours.files"]
+    with pytest.raises(Problem, match="ours.files is a folder: choose a file"):
+        packing.pack(folders / "untied", tmp_path / "ours.files")
+    assert (tmp_path / "ours.files" / "mine").exists()
+
+
+def test_an_error_leaves_nothing_half_written(tmp_path):
+    for _ in range(2):
+        with pytest.raises(OSError, match="full"), whole(tmp_path / "out") as beside:
+            beside.write_text("half")
+            raise OSError("full")
+        assert not list(tmp_path.iterdir())
 
 
 class Harmful:
@@ -439,6 +523,12 @@ def renamed(number: int, name: str):
         return found
 
     return change
+
+
+def sparse(found):
+    """In the way of pax, which has the type of an ordinary file."""
+    found[2][0].pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "104", "GNU.sparse.numblocks": "1"}
+    return found
 
 
 def retyped(number: int, kind: bytes):
@@ -477,6 +567,7 @@ HOSTILE = {
     "absolute": (renamed(2, "/tmp/dict.in.txt"), "its member '/tmp/dict.in.txt' is not the one of its manifest"),
     "upwards": (renamed(2, "../dict.in.txt"), "its member '../dict.in.txt' is not the one"),
     "link": (retyped(1, tarfile.SYMTYPE), "its member 'model.pt' is not the one"),
+    "sparse": (sparse, "its member 'dict.in.txt' is not the one"),
     "hard link": (retyped(2, tarfile.LNKTYPE), "its member 'dict.in.txt' is not the one"),
     "device": (retyped(1, tarfile.CHRTYPE), "its member 'model.pt' is not the one"),
     "twice": (lambda found: [*found, found[2]], "its member 'dict.in.txt' is not the one"),
@@ -488,6 +579,15 @@ HOSTILE = {
     "later": (told(version=2), "is of version 2 of the format, but this is for 1: update fairseq_luna"),
     "no files": (told(files=[]), "its manifest.json lacks something"),
     "other files": (told(files={"x": {"sha256": "", "bytes": 1}}), "names other files than those of a model"),
+    "fewer than none": (
+        told(
+            files={
+                name: {"sha256": "", "bytes": -1} for name in ("model.pt", "dict.in.txt", "dict.out.txt", "bpe.codes")
+            }
+        ),
+        "names other files than those of a model",
+    ),
+    "codes": (with_content("bpe.codes", b"#version: 0.2\na b c d\n"), "bpe.codes is damaged or holds no merges"),
     "language": (told(settings={**SETTINGS, "source": "../x"}), "names other files than those of a model"),
     "recipe": (told(settings={**SETTINGS, "recipe": ["x"]}), "lacks something|names other files"),
     "damaged": (with_content("dict.in.txt", b"x" * 104, honest=False), "its dict.in.txt is damaged"),
@@ -532,6 +632,61 @@ def test_a_checkpoint_that_runs_code_is_refused(packed, tmp_path, refused):
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), script)
     refused(rewritten(packed, tmp_path / "bad2.tar.gz", with_content("model.pt", script.getvalue())), "TorchScript")
     assert not made.exists()
+
+
+CODE = "__import__('pathlib').Path({!r}).write_text('x')"
+LUNA = {"_name": "luna_transformer"}
+SETTINGS_THAT_RUN = {
+    "fconv": (Namespace(arch="fconv", encoder_layers=CODE), {}, "its model is 'fconv', but only a Luna"),
+    "align": (Namespace(arch="transformer_align"), {}, "its model is 'transformer_align', but only a Luna"),
+    "two": (Namespace(arch="fconv", _name="transformer"), {}, "its model is 'fconv' or 'transformer'"),
+    "none": ({}, {}, "but only a Luna"),
+    "no settings": (None, {}, "it lacks settings"),
+    "cutoff": (Namespace(arch="transformer", adaptive_softmax_cutoff=CODE), {}, "setting adaptive_softmax_cutoff is"),
+    "attention": (
+        Namespace(arch="transformer", encoder_xformers_att_config=CODE),
+        {},
+        "encoder_xformers_att_config is",
+    ),
+    "path": (Namespace(arch="transformer", encoder_embed_path="/etc/passwd"), {}, "setting encoder_embed_path is"),
+    "nested": (Namespace(arch="transformer", encoder={"layers": CODE}), {}, "a setting 'encoder', which is unknown"),
+    "short": (Namespace(arch="transformer", embed_path="/etc/passwd"), {}, "a setting 'embed_path', which is unknown"),
+    "luna": ({**LUNA, "encoder_layers_to_keep": CODE}, {}, "setting encoder_layers_to_keep is"),
+    "list": ({**LUNA, "adaptive_softmax_cutoff": [CODE]}, {}, "setting adaptive_softmax_cutoff is"),
+    "other": ({**LUNA, "encoder_layers": "${oc.env:HOME}"}, {}, "setting encoder_layers is"),
+    "task": (LUNA, {"_name": "multilingual_translation", "left_pad_source": CODE}, "its task is 'multilingual_trans"),
+    "padding": (LUNA, {"left_pad_source": CODE}, "setting left_pad_source is"),
+    "bleu": (LUNA, {"eval_bleu": True}, "it asks for BLEU"),
+    "data": (LUNA, {"data": "${oc.env:HOME}"}, "its data is"),
+}
+
+
+@pytest.mark.stock
+@pytest.mark.parametrize("model, task, message", SETTINGS_THAT_RUN.values(), ids=SETTINGS_THAT_RUN)
+def test_settings_that_run_code_are_refused(packed, tmp_path, refused, model, task, message):
+    """fairseq takes some texts in settings for Python."""
+    code = CODE.format(str(tmp_path / "made"))
+    with tarfile.open(str(packed)) as archive:
+        state = torch.load(io.BytesIO(archive.extractfile("model.pt").read()), map_location="cpu")
+    settings = vars(model) if isinstance(model, Namespace) else model
+    filled = settings and {name: code if value is CODE else value for name, value in settings.items()}
+    task = {name: code if value is CODE else value for name, value in task.items()}
+    state["cfg"]["model"] = Namespace(**filled) if isinstance(model, Namespace) else filled
+    state["cfg"]["task"].update(task)
+    file = io.BytesIO()
+    torch.save(state, file)
+    refused(rewritten(packed, tmp_path / "bad.tar.gz", with_content("model.pt", file.getvalue())), message)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.stock
+def test_damage_of_any_kind_is_told_as_such(packed, folders, tmp_path, refused):
+    content = (folders / "untied" / "model.pt").read_bytes()
+    for number, damaged in enumerate(
+        (content[:40] + bytes(60) + content[100:], content[:-200] + bytes(178) + content[-22:])
+    ):
+        bad = tmp_path / f"bad{number}.tar.gz"
+        refused(rewritten(packed, bad, with_content("model.pt", damaged)), "of its model.pt, it is")
 
 
 @pytest.mark.stock
@@ -581,6 +736,10 @@ def test_the_check_of_checkpoints_for_older_versions_of_torch(folders, tmp_path)
     with pytest.raises(pickle.UnpicklingError, match=r"it holds (posix|os)\.mkdir"):
         torch.load(str(tmp_path / "bad.pt"), **options)
     assert not (tmp_path / "made").exists()
+    changed = b"cargparse\nNamespace\n(N(dS'encoder_layers'\nS'code'\nstb."
+    with pytest.raises(pickle.UnpicklingError, match="it changes a class"):
+        loading.restricted_pickle().Unpickler(io.BytesIO(changed)).load()
+    assert not hasattr(Namespace, "encoder_layers")
 
 
 # ---- the package without the checkout

@@ -4,6 +4,7 @@ import argparse
 import collections
 import inspect
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,28 +17,62 @@ class _Other:
     """A class that is part of no checkpoint."""
 
 
-def check_checkpoint(path: Path) -> None:
+class Refused(pickle.UnpicklingError):
+    """A reason to load a checkpoint no further, in words that follow its name."""
+
+
+class _Fixed(type):
+    """A class that a pickle cannot give attributes, which all its instances would then have unseen."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise Refused("it changes a class")
+
+
+class _Settings(argparse.Namespace, metaclass=_Fixed):
+    """A Namespace of a checkpoint."""
+
+
+def check_checkpoint(path: Path) -> Any:
     """torch < 2.6 runs whatever a checkpoint names, and fairseq loads it so; all versions take a TorchScript archive.
 
     Known by `torch.load` taking a class of ours. This reads the file in such a way that only what fairseq writes is
-    taken: tensors, plain containers and `argparse.Namespace`. What it raises for others, later versions of torch raise
-    when they load it.
+    taken: tensors, plain containers and `argparse.Namespace`. Later versions of torch do so themselves.
+
+    Returns:
+        What the checkpoint holds.
 
     Raises:
-        pickle.UnpicklingError: if the file is no checkpoint, or holds anything else.
+        pickle.UnpicklingError: if the file is no checkpoint, is damaged, or holds anything else.
     """
+    try:
+        return read_safely(path)
+    except Refused:
+        raise
+    except Exception as error:  # what torch raises for a damaged file may be of any type
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named:
+            raise Refused(f"it holds {named[1]}, which is not part of a checkpoint of fairseq") from error
+        # torch puts its reason behind advice to load the file in a way that runs code
+        told = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+        raise Refused(f"it is damaged ({type(error).__name__}: {told})") from error
+
+
+def read_safely(path: Path) -> Any:
     import torch
 
     if not zipfile.is_zipfile(str(path)):
-        raise pickle.UnpicklingError("it is not a whole checkpoint")
+        raise Refused("it is not a whole checkpoint")
     with zipfile.ZipFile(str(path)) as archive:
         if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
-            raise pickle.UnpicklingError("it is a program of TorchScript")
+            raise Refused("it is a program of TorchScript")
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise pickle.UnpicklingError("it is compressed, as torch writes none: it may be of any size")
+            raise Refused("it is compressed, as torch writes none: it may be of any size")
+    options: Dict[str, Any] = {}
     if not refused(_Other()):
-        options: Dict[str, Any] = {"weights_only": False} if "weights_only" in parameters(torch.load) else {}
-        torch.load(str(path), map_location="cpu", pickle_module=restricted_pickle(), **options)
+        options["pickle_module"] = restricted_pickle()
+        if "weights_only" in parameters(torch.load):
+            options["weights_only"] = False
+    return torch.load(str(path), map_location="cpu", **options)
 
 
 def parameters(function: Any) -> Any:
@@ -50,7 +85,7 @@ def restricted_pickle() -> Any:
 
     allowed: Dict[Tuple[str, str], Any] = {
         ("collections", "OrderedDict"): collections.OrderedDict,
-        ("argparse", "Namespace"): argparse.Namespace,
+        ("argparse", "Namespace"): _Settings,
         ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
         ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     }
@@ -60,10 +95,10 @@ def restricted_pickle() -> Any:
             if module == "torch" and name.endswith("Storage") and name.isalnum():
                 return super().find_class(module, name)  # a kind of storage
             if (module, name) not in allowed:
-                raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not part of a checkpoint of fairseq")
+                raise Refused(f"it holds {module}.{name}, which is not part of a checkpoint of fairseq")
             return allowed[module, name]
 
     def load(*args: Any, **kwargs: Any) -> Any:
-        raise pickle.UnpicklingError("it is a checkpoint of a torch before 1.6")
+        raise Refused("it is a checkpoint of a torch before 1.6")
 
     return SimpleNamespace(Unpickler=Unpickler, load=load, __name__="pickle")

@@ -4,6 +4,7 @@ from itertools import islice, zip_longest
 from typing import Any, Iterable, Iterator, List, Tuple, TypeVar, Union
 
 from ..errors import Problem
+from .options import check_whole
 from .results import Source, Translation
 
 T = TypeVar("T")
@@ -13,8 +14,7 @@ END: Any = object()
 
 def windows(items: Iterable[T], size: int) -> Iterator[List[T]]:
     """All items, by `size` of them at a time: no more are read before they are asked for."""
-    if size < 1:
-        raise Problem(f"buffer must be at least 1, but is {size}")
+    check_whole("buffer", size, 1)
     items = iter(items)
     return iter(lambda: list(islice(items, size)), [])
 
@@ -28,7 +28,13 @@ def numbered(sources: Iterable[Union[str, Source]]) -> Iterator[Source]:
             if not isinstance(source, (str, Source)):
                 raise Problem(f"sentence {number} is no text, but of type {type(source).__name__}")
             line = Source(source) if isinstance(source, str) else source
-            yield line if line.name else line._replace(name=f"sentence {number}")
+            line = line if line.name else line._replace(name=f"sentence {number}")
+            if not isinstance(line.text, str):
+                raise Problem(f"{line.name} is no text, but of type {type(line.text).__name__}")
+            texts = line.constraints
+            if isinstance(texts, (str, bytes)) or not all(isinstance(text, str) for text in texts):
+                raise Problem(f"the constraints of {line.name} must be a list of texts, but are {texts!r}")
+            yield line
 
     return named()
 

@@ -43,11 +43,11 @@ def device_of(name: Union[str, torch.device, None]) -> torch.device:
 def check_precision(device: torch.device, precision: Optional[str]) -> None:
     """Refuse a precision that the device cannot compute in."""
     if precision is not None and precision not in PRECISIONS:
-        raise Problem(f"--precision {precision} is unknown; choose from {', '.join(PRECISIONS)}")
+        raise Problem(f"precision {precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
     if device.type == "cpu" and precision == "fp16":
-        raise Problem("--precision fp16 is for a GPU: leave it out")
+        raise Problem("precision fp16 is for a GPU: leave it out")
     if device.type != "cpu" and precision == "int8":
-        raise Problem("--precision int8 is for a CPU: add --cpu (in Python device='cpu'), or leave it out")
+        raise Problem("precision int8 is for a CPU: add --cpu (in Python device='cpu'), or leave it out")
 
 
 def load(places: Sequence[Place], device: torch.device, precision: Optional[str]) -> Loaded:
@@ -64,22 +64,29 @@ def load(places: Sequence[Place], device: torch.device, precision: Optional[str]
     check_precision(device, precision)
     recipe = places[0].recipe
     task, models = None, []
-    overrides = {"data": str(places[0].dictionaries), "source_lang": recipe.source, "target_lang": recipe.target}
+    overrides = {
+        **{"data": str(places[0].dictionaries), "source_lang": recipe.source, "target_lang": recipe.target},
+        **{"encoder_embed_path": None, "decoder_embed_path": None},  # the checkpoint has what was read from them
+    }
     for place in places:
         try:
             with quiet():
                 (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task(
                     [str(place.checkpoint)], overrides, task
                 )
-        except (pickle.UnpicklingError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+            lift_limits(model)
+            set_precision(model, place.name, device, precision)
+            with open_dict(cfg):
+                cfg.common_eval.path = str(place.checkpoint)  # as in fairseq's commands, which then make no attention
+                cfg.common.fp16 = cfg.common.bf16 = False  # those of the training
+            model.prepare_for_inference_(cfg)
+        except Problem:
+            raise
+        except Exception as error:  # a damaged file may fail anyhow
             reason = str(error).replace(str(place.checkpoint), place.checkpoint.name)
+            if not isinstance(error, (pickle.UnpicklingError, ValueError, RuntimeError)):
+                reason = f"{type(error).__name__}: {reason}"
             raise Problem(f"the model of {place.name} cannot be loaded: {reason}") from error
-        lift_limits(model)
-        set_precision(model, place.name, device, precision)
-        with open_dict(cfg):
-            cfg.common_eval.path = str(place.checkpoint)  # as in fairseq's commands, which make no attention unasked
-            cfg.common.fp16 = cfg.common.bf16 = False  # those of the training
-        model.prepare_for_inference_(cfg)
         models.append(model)
     return Loaded(models, task)
 
@@ -94,14 +101,15 @@ def set_precision(model: Any, name: str, device: torch.device, precision: Option
     if isinstance(model, LunaTransformerModel):
         model.inference_precision = precision or model.inference_precision
     elif precision in ("bf16", "int8"):
-        raise Problem(f"--precision {precision} on a CPU is for Luna models, which that of {name} is not")
+        raise Problem(f"precision {precision} on a CPU is for Luna models, which that of {name} is not")
 
 
 def lift_limits(model: Any) -> None:
-    """Let a model read and write texts of any length, where its positions are not learned: they go on for ever."""
+    """Let a model read and write texts of any length, where nothing that it learnt ends: positions, or sums of them."""
     for name, limit in ("encoder", "max_source_positions"), ("decoder", "max_target_positions"):
         side = getattr(model, name, None)
-        if hasattr(side, limit) and not isinstance(getattr(side, "embed_positions", None), LearnedPositionalEmbedding):
+        learned = isinstance(getattr(side, "embed_positions", None), LearnedPositionalEmbedding)
+        if hasattr(side, limit) and not learned and not getattr(side, "ends", ""):
             setattr(side, limit, sys.maxsize)
 
 

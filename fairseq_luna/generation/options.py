@@ -1,6 +1,7 @@
 """What a search is asked for."""
 
 import math
+import numbers
 from dataclasses import dataclass, fields
 from typing import Any, Dict, Optional
 
@@ -59,11 +60,16 @@ class Search:
 
     def check(self) -> None:
         """Refuse values that make no sense, or do not go together."""
-        for name in "beam", "nbest", "sampling_topk":
+        self.check_types()
+        for name, least in ("beam", 1), ("nbest", 1), ("sampling_topk", 1), ("max_len_a", 0), ("max_len_b", 0):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise Problem(f"{name} must be at least 1, but is {value}")
-        if not 0 < self.temperature < math.inf:
+            if value is not None and value < least:
+                raise Problem(f"{name} must be at least {least}, but is {value}")
+        if self.max_len_a + self.max_len_b < 1:
+            raise Problem(
+                f"max_len_a {self.max_len_a} and max_len_b {self.max_len_b} leave no room for a translation: raise one"
+            )
+        if self.temperature <= 0:
             raise Problem(f"temperature must be above 0, but is {self.temperature}")
         if self.sampling_topp is not None and not 0 < self.sampling_topp <= 1:
             raise Problem(f"sampling_topp must be above 0 and at most 1, but is {self.sampling_topp}")
@@ -76,6 +82,23 @@ class Search:
         for name in "sampling_topk", "sampling_topp":
             if getattr(self, name) is not None:
                 raise Problem(f"{name} is for sampling: give sampling=True too")
+        if self.temperature != 1:
+            raise Problem(f"temperature {self.temperature} is for sampling: give sampling=True too, or leave it out")
+
+    def check_types(self) -> None:
+        """Refuse values of other types than those of the defaults. None is for what has none."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            if field.name == "sampling_topk" or type(field.default) is int:
+                check_whole(field.name, value)
+            elif field.name == "sampling_topp" or type(field.default) is float:
+                if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+                    raise Problem(f"{field.name} must be a number, but is {value!r}")
+            elif not isinstance(value, type(field.default)):
+                kind = "a text" if field.default == "" else "True or False"
+                raise Problem(f"{field.name} must be {kind}, but is {value!r}")
 
     def settings(self, vocabulary: int, constrained: bool) -> Dict[str, Any]:
         """The search by the names of fairseq's `GenerationConfig`.
@@ -95,3 +118,11 @@ class Search:
             if self.sampling_topp is not None:
                 found["sampling_topp"] = self.sampling_topp
         return found
+
+
+def check_whole(name: str, value: Any, least: Optional[int] = None) -> None:
+    """Refuse a value that is no whole number, or too small a one."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise Problem(f"{name} must be a whole number, but is {value!r}")
+    if least is not None and int(value) < least:
+        raise Problem(f"{name} must be at least {least}, but is {value}")

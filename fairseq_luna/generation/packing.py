@@ -14,7 +14,6 @@ Unpacked by `tar`, it is a folder that `Translator.from_run` and fairseq's own c
 import gzip
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -51,6 +50,8 @@ def pack(run: Path, out: Path) -> Dict[str, Any]:
         Problem: if there is no model, or another file is in the way.
     """
     place = find(run)
+    if out.is_dir():
+        raise Problem(f"{out} is a folder: choose a file for --out, such as {out / 'model.tar.gz'}")
     if out.exists():
         try:
             with reading(out) as archive:
@@ -58,9 +59,7 @@ def pack(run: Path, out: Path) -> Dict[str, Any]:
         except Problem:
             raise Problem(f"{out} is there, and is no packed model: choose another --out, or move it away") from None
     out.parent.mkdir(parents=True, exist_ok=True)
-    recipe, folder = place.recipe, out.with_name(out.name + ".files")
-    remove(folder)
-    folder.mkdir()
+    recipe, folder = place.recipe, Path(tempfile.mkdtemp(prefix=out.name + ".", dir=str(out.parent)))
     try:
         about = write_model(place, folder / MODEL)
         shutil.copyfile(str(recipe.path), str(folder / recipe.model))
@@ -94,15 +93,17 @@ def write_model(place: Place, path: Path) -> Dict[str, Any]:
     from omegaconf import OmegaConf
 
     from ..compat.loading import check_checkpoint
+    from .trusted import check_settings, portable
 
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(place.checkpoint))
-    trained: Any = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
     settings: Any = OmegaConf.to_container(OmegaConf.structured(FairseqConfig), enum_to_str=True)
-    for part in "model", "task":
-        settings[part] = without_paths(trained[part])
-    task = {"data": ".", "source_lang": place.recipe.source, "target_lang": place.recipe.target}
-    settings["task"].update(task, eval_bleu=False)
-    last = state["optimizer_history"][-1]
+    try:
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(place.checkpoint))
+        trained: Any = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
+        settings.update(portable(trained["model"], trained["task"]))
+        last = state["optimizer_history"][-1]
+    except Exception as error:  # a damaged file may fail anyhow
+        raise Problem(f"{place.checkpoint} cannot be handed on: {error or type(error).__name__}") from error
+    settings["task"].update(source_lang=place.recipe.source, target_lang=place.recipe.target)
     keys = "criterion_name", "optimizer_name", "num_updates"
     packed = {
         "args": None,
@@ -114,21 +115,12 @@ def write_model(place: Place, path: Path) -> Dict[str, Any]:
     }
     torch.save(packed, str(path))
     try:
-        check_checkpoint(path)
+        check_settings(check_checkpoint(path))
     except pickle.UnpicklingError as error:
         raise Problem(f"{place.checkpoint} cannot be handed on: {error}") from None
     model = settings["model"]
     arch = (model if isinstance(model, dict) else vars(model)).get("_name") or getattr(model, "arch", None)
     return {"architecture": arch, "updates": last.get("num_updates")}
-
-
-def without_paths(settings: Any) -> Any:
-    """Settings without the paths of the machine that trained: they are of no use elsewhere, and nobody's business."""
-
-    def kept(values: Dict[str, Any]) -> Dict[str, Any]:
-        return {key: None if isinstance(value, str) and os.sep in value else value for key, value in values.items()}
-
-    return kept(settings) if isinstance(settings, dict) else type(settings)(**kept(vars(settings)))
 
 
 # ---- reading
@@ -154,16 +146,19 @@ def opened(path: Path) -> Iterator[Place]:
         yield find(path)
         return
     from ..compat.loading import check_checkpoint
+    from .trusted import check_settings
 
     with tempfile.TemporaryDirectory(prefix="fairseq_luna-") as temporary:
         folder = Path(temporary)
         try:
             with reading(path) as archive:
                 unpack(archive, path, folder)
-            check_checkpoint(folder / MODEL)
+            check_settings(check_checkpoint(folder / MODEL))
+            yield find(folder)._replace(name=str(path))
         except pickle.UnpicklingError as error:
             raise Problem(f"{path} was not loaded: of its {MODEL}, {error}") from None
-        yield find(folder)._replace(name=str(path))
+        except Problem as error:
+            raise Problem(str(error).replace(str(folder), str(path))) from error
 
 
 @contextmanager
@@ -187,7 +182,10 @@ def read_manifest(archive: tarfile.TarFile, path: Path) -> Dict[str, Any]:
     try:
         manifest = json.loads(content(archive, first).read().decode("utf-8"))
         kind, version, settings, files = (manifest[key] for key in ("format", "version", "settings", "files"))
-        sums = all(isinstance(each["sha256"], str) and isinstance(each["bytes"], int) for each in files.values())
+        sums = all(
+            isinstance(each["sha256"], str) and isinstance(each["bytes"], int) and each["bytes"] >= 0
+            for each in files.values()
+        )
         languages = [settings["source"], settings["target"]]
         named = settings["recipe"] in RECIPES and all(re.fullmatch(r"[\w-]+", lang) for lang in languages)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -240,7 +238,7 @@ def pieces_of(settings: Dict[str, str]) -> str:
 
 def plain(member: tarfile.TarInfo) -> bool:
     """Whether it is an ordinary file: no folder, link or device, and not sparse."""
-    return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+    return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
 
 
 def content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

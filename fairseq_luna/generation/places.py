@@ -57,8 +57,8 @@ def find(folder: Path) -> Place:
         if not path.exists():
             raise Problem(
                 f"{folder} holds no model ({path} is missing): "
-                "give --model the folder of a finished run of scripts/quickstart.sh or scripts/train.sh, or a file of "
-                "scripts/pack.sh"
+                "the model is the folder of a finished run of scripts/quickstart.sh or scripts/train.sh, or a file of "
+                "scripts/pack.sh (--model, in Python from_run or from_file)"
             )
     if data == folder and not (folder / "manifest.json").exists():
         raise Problem(

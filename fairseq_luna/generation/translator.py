@@ -19,7 +19,7 @@ from .batches import by_length, collated
 from .draws import Draws
 from .inputs import Target, numbered, paired, windows
 from .loading import device_of, load
-from .options import MAX_TOKENS, Search
+from .options import MAX_TOKENS, Search, check_whole
 from .packing import opened
 from .pieces import Pieces
 from .places import agree
@@ -49,7 +49,7 @@ class Translator:
     told whether to make attention. To use several GPUs, make a process for each.
 
     Args:
-        places: of the models: folders as `from_run` takes them, or files as `from_file` takes them.
+        places: of the models: folders as `from_run` takes them, or files as `from_file` takes them; or one of these.
         device: "cpu", "cuda", "cuda:1" and so on; None for a GPU if there is one.
         precision: "fp32"; on a GPU also "fp16" or "bf16", the precision of the whole model; on a CPU also "bf16" or
             "int8", that of the products with the weights of a Luna. None for fp32 on a GPU, and on a CPU for the
@@ -62,13 +62,16 @@ class Translator:
 
     def __init__(
         self,
-        places: Sequence[Union[str, Path]],
+        places: Union[str, Path, Sequence[Union[str, Path]]],
         device: Union[str, torch.device, None] = None,
         precision: Optional[str] = None,
         batch_size: int = 64,
     ) -> None:
+        if isinstance(places, (str, Path)):
+            places = [places]
         if not places:
             raise Problem("no model is given to translate with")
+        check_whole("batch_size", batch_size, 1)
         self.device, self.batch_size = device_of(device), batch_size
         with ExitStack() as unpacked:
             found = [unpacked.enter_context(opened(Path(place))) for place in places]
@@ -94,8 +97,8 @@ class Translator:
     def from_file(cls, *paths: Union[str, Path], **options: Any) -> "Translator":
         """With the model of a file that pack.sh wrote, or with those of several, an ensemble.
 
-        The files may come from anybody: nothing in them is run, and they are checked against their own manifest. They
-        are not needed any more once this returns.
+        The files may come from anybody: they are checked against their own manifest, and models and settings that
+        fairseq could run as Python are refused. The files are not needed any more once this returns.
 
         Args:
             paths: of the files.
@@ -141,7 +144,7 @@ class Translator:
         """
         asked = Search.of(search)
         with self._lock:
-            prefix = self.pieces.forced([asked.prefix] if asked.prefix else [], "--prefix", "--prefix")
+            prefix = self.pieces.forced([asked.prefix] if asked.prefix else [], "the prefix", "prefix")
         draws = Draws(asked.seed, self.device) if asked.sampling else None
         request = Request(asked, prefix, draws, attention)
         return self._stream(windows(numbered(sources), buffer), request, details or attention)
@@ -231,13 +234,16 @@ class Translator:
         Args:
             sources: the sentences.
             targets: a translation of each. A text is cut into pieces as the recipe cuts it. The search may have spelt
-                the same text in other pieces: a `Translation` is scored in its own, and gets the score that it has.
+                the same text in other pieces: a `Translation` is scored in its own. One that the beam search found
+                gets the score that it has. One that was drawn may have another: `temperature`, `sampling_topk` and
+                `sampling_topp` change the probabilities that it was drawn by, but not those that are scored.
             lenpen: of `Score.score`, see there. The total does not depend on it.
             buffer: pairs that are read at a time.
 
         Raises:
             Problem: if there are more of one than of the other, or a translation is longer than the model's positions.
         """
+        Search.of({"lenpen": lenpen})
         found: List[Score] = []
         for pairs in windows(paired(sources, targets), buffer):
             with self._lock:

@@ -56,7 +56,10 @@ class SentencePiece(Recipe):
         if not self._processor:
             from sentencepiece import SentencePieceProcessor
 
-            self._processor = SentencePieceProcessor(model_file=str(self.path), num_threads=1)
+            try:
+                self._processor = SentencePieceProcessor(model_file=str(self.path), num_threads=1)
+            except RuntimeError as error:
+                raise Problem(f"{self.path} is damaged or no model of sentencepiece: get it anew") from error
         return self._processor
 
     def split(self, lines: List[str]) -> List[List[str]]:
@@ -113,8 +116,11 @@ class MosesBPE(Recipe):
         if not self._bpe:
             from subword_nmt.apply_bpe import BPE
 
-            with open(self.path, encoding="utf-8") as file:
-                self._bpe = BPE(file, separator=self.CONTINUED)
+            try:
+                with open(self.path, encoding="utf-8") as file:
+                    self._bpe = BPE(file, separator=self.CONTINUED)
+            except (SystemExit, ValueError, IndexError) as error:  # subword-nmt ends the process
+                raise Problem(f"{self.path} is damaged or holds no merges of subword-nmt: get it anew") from error
         return self._bpe
 
     def tokenise(self, lines: List[str], lang: str) -> List[str]:
