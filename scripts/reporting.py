@@ -90,7 +90,7 @@ def draw(command: str, results: List[Dict[str, Any]], folder: Path) -> None:
     except ImportError:
         say("matplotlib is not installed: no curves.png")
         return
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
     names = list(results[0]["arms"])
     labels = [":".join(str(v) for k, v in result.items() if k != "arms") for result in results]
     lengths = [result["length"] for result in results]
@@ -116,7 +116,7 @@ def draw(command: str, results: List[Dict[str, Any]], folder: Path) -> None:
         axes.set_ylabel(f"{title}, {names[0]} = 1")
         axes.axhline(1, color="grey", linewidth=0.8)
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     for suffix in "png", "svg":
         with whole(folder / f"curves.{suffix}") as file:
             figure.savefig(file, format=suffix, dpi=120)
