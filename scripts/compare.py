@@ -3,7 +3,7 @@
 STUDY is a YAML of configs/compare/, or the path of one of your own: the arms by name, what they share and the seeds.
 OUT/report.md holds the table (parameters, speed, memory, loss, scores with their signatures, paired test against the
 baseline), learning-curves.png and bleu-by-length.png the pictures, report.json every figure. It is written anew after
-each validation and each translation, and the same command goes on where it was.
+each validation and each translation. The same command continues where it was.
 
 With --minutes all of it takes about so long: the arms are tried first, and all make as many updates as fit the time."""
 
@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
         metavar="DIR",
         help="the --out of another study, with whose models of the same arms and seeds the trainings begin",
     )
-    parser.add_argument("--arms", nargs="+", metavar="NAME", help="these alone, and the baseline")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these, and the baseline")
     parser.add_argument("--seeds", nargs="+", type=seed, metavar="N", help="default: those of the study")
     parser.add_argument(
         "--at-once",
