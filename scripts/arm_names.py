@@ -10,9 +10,9 @@ VARIANTS = {
     "untied": ["--untie-luna-kv"],
     "gaussian": ["--pack-bias", "gaussian"],
     "gaussianunpack": ["--encoder-unpack-bias", "gaussian"],
-    "plain": ["--pack-values", "plain"],
+    "plain": ["--pack-values", "unprojected"],
     "decaying": ["--causal-mean", "decaying"],
-    "fullcross": ["--cross-attention", "full"],
+    "fullcross": ["--cross-attention", "softmax"],
     "softmaxencoder": ["--encoder-self-attention", "softmax"],
     "softmaxdecoder": ["--decoder-self-attention", "softmax"],
 }

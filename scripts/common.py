@@ -21,6 +21,7 @@ import light  # noqa: F401  before what it lends
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, remove, sha256, whole, write_json, write_text  # noqa: F401
+from fairseq_luna.renamed import current
 from fairseq_luna.versions import versions  # noqa: F401
 
 REPO = Path(__file__).resolve().parent.parent
@@ -93,11 +94,11 @@ def claim(folder: Path, settings: dict) -> None:
 
 
 def differences(old: dict, new: dict) -> List[str]:
-    """Which entries differ between two dictionaries of settings, each as a phrase."""
+    """Which entries differ between two dictionaries of settings, each as a phrase. A former name is no difference."""
     return [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
+        if current(key, old.get(key)) != current(key, new.get(key))
     ]
 
 

@@ -41,7 +41,7 @@ CHOICES = {
     "encoder_self_attention": "luna",
     "decoder_self_attention": "luna",
     "cross_attention": "packed",
-    "causal_mean": "flat",
+    "causal_mean": "uniform",
     "pack_bias": "none",
     "pack_values": "projected",
     "encoder_unpack_bias": "none",

@@ -39,7 +39,7 @@ from fairseq_luna.text.recipes import SentencePiece
 
 ARMS = {
     "luna-decaying": {"model": "luna_lm_tiny"},
-    "luna-flat": {"model": "luna_lm_tiny", "model.causal_mean": "flat"},
+    "luna-uniform": {"model": "luna_lm_tiny", "model.causal_mean": "uniform"},
     "transformer": {"model": "transformer_lm_tiny"},
 }
 SPLITS = "train", "valid", "test"
@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         choices=ARMS,
         metavar="NAME",
-        help=f"of {', '.join(ARMS)}: luna_lm_tiny, the same with the paper's flat mean, fairseq's transformer_lm of "
+        help=f"of {', '.join(ARMS)}: luna_lm_tiny, the same with the paper's uniform mean, fairseq's transformer_lm of "
         f"that size (default {' '.join(USUAL['arms'])})",
     )
     parser.add_argument(

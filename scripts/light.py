@@ -9,7 +9,16 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGE = Path(__file__).resolve().parent.parent / "fairseq_luna"
-LIGHT = "errors", "files", "versions", "text.recipes", "generation.options", "generation.places", "generation.packing"
+LIGHT = (
+    "errors",
+    "files",
+    "renamed",
+    "versions",
+    "text.recipes",
+    "generation.options",
+    "generation.places",
+    "generation.packing",
+)
 
 
 def lend() -> None:

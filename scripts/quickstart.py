@@ -111,7 +111,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--arch",
-        default="luna_transformer_tiny_plain_packs",
+        default="luna_transformer_tiny_local",
         help="any fairseq architecture, at the dimensions of the quick start: luna_transformer_tiny is the paper's, "
         "transformer fairseq's Transformer (default %(default)s)",
     )

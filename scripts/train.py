@@ -36,6 +36,8 @@ from common import (
 )
 from progress import TrainingLog, bar, draw
 
+from fairseq_luna.renamed import current
+
 MEETING = "nnodes", "node-rank", "master-addr", "master-port", "rdzv-backend", "rdzv-endpoint", "rdzv-id"
 
 
@@ -377,7 +379,8 @@ def complete(settings: Dict[str, Any]) -> Dict[str, Any]:
     """Settings with all of a Luna model's: the name of an architecture stands for those that are not listed."""
     from omegaconf import OmegaConf
 
-    path = REPO / "configs" / "model" / f"{settings.get('model._name', settings.get('model'))}.yaml"
+    arch = current("arch", settings.get("model._name", settings.get("model")))
+    path = REPO / "configs" / "model" / f"{arch}.yaml"
     if not (path.stem.startswith("luna_transformer") and path.exists()):
         return settings
     model = OmegaConf.to_container(OmegaConf.load(str(path)))

@@ -11,7 +11,7 @@ from test_inference import generation, steps
 from tiny import PAD, VARIANTS, build, close_enough, sentences, sharpen, targets, variants
 
 BANDS = {"adaptive_softmax_cutoff": [12, 30], "adaptive_softmax_factor": 2.0}
-FEW = ("tied", "plain-packs", "full-cross", "two-dims")
+FEW = ("tied", "local", "hybrid", "two-dims")
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ ALIGNED = (
     *("--load-alignments", "--criterion", "label_smoothed_cross_entropy_with_alignment", "--alignment-lambda", 1),
     *("--alignment-layer", 0, "--alignment-heads", 1),
 )
-LUNA = "--arch", "luna_transformer_tiny_plain_packs", "--projection-length", 6, "--share-all-embeddings"
+LUNA = "--arch", "luna_transformer_tiny_local", "--projection-length", 6, "--share-all-embeddings"
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,9 @@ def luna(folder) -> list:
 
 
 @pytest.fixture(scope="module")
-def full_cross(folder) -> list:
+def hybrid(folder) -> list:
     """With the loss of one head, as fairseq's own architecture for alignments has it."""
-    return train(folder, "full_cross", 7, "--arch", "luna_transformer_tiny_full_cross", *LUNA[2:], *ALIGNED)
+    return train(folder, "hybrid", 7, "--arch", "luna_transformer_tiny_hybrid", *LUNA[2:], *ALIGNED)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def models(folder, luna) -> Path:
 # ---- training
 
 
-@pytest.mark.parametrize("kind", ["luna", "full_cross", "full_context"])
+@pytest.mark.parametrize("kind", ["luna", "hybrid", "full_context"])
 def test_alignments_are_learnt(kind, request):
     losses: dict = {}
     for update in request.getfixturevalue(kind):
@@ -159,8 +159,8 @@ def aligned_loss(model, sample: dict) -> tuple:
 SHAPES = {
     "packed": {},
     "full-context": {"full_context_alignment": True},
-    "plain-packs": {**VARIANTS["plain-packs"], "alignment_heads": 1},
-    "full-cross": VARIANTS["full-cross"],
+    "local": {**VARIANTS["local"], "alignment_heads": 1},
+    "hybrid": VARIANTS["hybrid"],
 }
 
 

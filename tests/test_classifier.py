@@ -28,7 +28,7 @@ DIMS = {
 VARIANTS = {
     "luna": {},
     "untied-pre-norm": {"untie_luna_kv": True, "encoder_normalize_before": True},
-    "gaussian": {"pack_bias": "gaussian", "encoder_unpack_bias": "gaussian", "pack_values": "plain"},
+    "gaussian": {"pack_bias": "gaussian", "encoder_unpack_bias": "gaussian", "pack_values": "unprojected"},
     "softmax": {"encoder_self_attention": "softmax"},
     "local-softmax": {"encoder_self_attention": "softmax", "encoder_unpack_bias": "gaussian"},
     "linformer": {"encoder_self_attention": "linformer", "linformer_length": 5},

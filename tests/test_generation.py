@@ -148,8 +148,8 @@ ALIGNMENTS = {
     "both": ({}, {"alignment_layer": 0, "alignment_heads": 1}),
     "fewer-packs": (VARIANTS["pack-heads"], {"alignment_heads": 1}),  # of one head
     "more-packs": ({"decoder_projected_attention_heads": 8}, {"alignment_heads": 3}),
-    "full": ({"cross_attention": "full"}, {"alignment_layer": 0, "alignment_heads": 3}),
-    "plain": (VARIANTS["plain-packs"], {"alignment_layer": 0, "alignment_heads": 3}),
+    "full": ({"cross_attention": "softmax"}, {"alignment_layer": 0, "alignment_heads": 3}),
+    "plain": (VARIANTS["local"], {"alignment_layer": 0, "alignment_heads": 3}),
 }
 
 
@@ -163,7 +163,7 @@ def test_the_layer_and_the_heads_that_align(settings, asked, by_setting):
     source, prev, seen = sentences([12, 5]), targets([4, 4]), {}
     i, heads = asked.get("alignment_layer", 1), asked.get("alignment_heads", 4)
     model.decoder.layers[i].cross_attn.register_forward_hook(lambda *args: seen.update(unpack=args[-1][1]))
-    if settings.get("cross_attention") != "full":
+    if settings.get("cross_attention") != "softmax":
         pack = model.encoder.memory.layers[i].pack
         pack.register_forward_hook(lambda *args: seen.update(pack=args[-1][1]))
     if by_setting:
@@ -296,9 +296,9 @@ def test_what_the_source_decides_is_computed_once_per_sentence():
 
 @torch.no_grad()
 @pytest.mark.stock
-def test_keys_of_a_full_cross_attention_are_computed_once_per_sentence():
+def test_keys_of_a_softmax_cross_attention_are_computed_once_per_sentence():
     """At the first step, for each sentence and not each beam; kept until sentences leave."""
-    model = sharpen(build(cross_attention="full"))
+    model = sharpen(build(cross_attention="softmax"))
     seen, kept = [], set()
     attn = model.decoder.layers[0].cross_attn
     attn.k_proj.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].size(0)))

@@ -106,7 +106,7 @@ def test_goals():
     )
     assert "| train-30 | length 30, tokens 8,192 | time | luna-16 | transformer | 0.50 | 0.25 | <= 1 | met |" in text
     assert "| memory | luna-16 | transformer | 1.10 |  | <= 1 | missed |" in text
-    assert "plain_packs | transformer |  |  | <= 1.1 | not measured |" in text
+    assert "local | transformer |  |  | <= 1.1 | not measured |" in text
 
 
 def test_goals_are_of_arms_and_points_that_are_measured():

@@ -10,7 +10,7 @@ import torch
 from tiny import build, sentences, sharpen, targets
 from tiny import generation_of_a_command as generation
 
-from fairseq_luna.models.luna_transformer.architectures import FULL_CROSS, PLAIN_PACKS
+from fairseq_luna.models.luna_transformer.architectures import HYBRID, LOCAL
 from fairseq_luna.modules.linear import Linear, prepare_products
 from fairseq_luna.ops.linear import PRODUCTS
 
@@ -60,7 +60,7 @@ def test_products_without_onednn(precision, monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"untie_luna_kv": True}, PLAIN_PACKS, FULL_CROSS, {"decoder_self_attention": "softmax"}],
+    [{}, {"untie_luna_kv": True}, LOCAL, HYBRID, {"decoder_self_attention": "softmax"}],
     ids=["tied", "untied", "plain", "full", "softmax"],
 )
 @pytest.mark.parametrize("precision", PRODUCTS)
@@ -79,7 +79,7 @@ def test_a_prepared_model_says_the_same(precision, settings):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("settings", [{}, PLAIN_PACKS, FULL_CROSS], ids=["tied", "plain", "full"])
+@pytest.mark.parametrize("settings", [{}, LOCAL, HYBRID], ids=["tied", "plain", "full"])
 def test_every_prepared_product_is_used(settings):
     """Also where a source is so long that projections would else be moved to the slots."""
     settings = {**settings, "projection_length": 3, "inference_precision": "bf16", "max_source_positions": 300}

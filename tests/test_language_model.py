@@ -193,7 +193,7 @@ def test_recomputed_activations_have_the_same_gradients():
     [
         ({"decoder_attention_heads": 5}, "--decoder-attention-heads 5 does not divide --decoder-embed-dim 32"),
         ({"projection_length": 0}, "--projection-length must be at least 1, but is 0"),
-        ({"causal_mean": "rising"}, "--causal-mean 'rising' is unknown; choose from flat, decaying"),
+        ({"causal_mean": "rising"}, "--causal-mean 'rising' is unknown; choose from uniform, decaying"),
         ({"adaptive_input": True}, "--adaptive-input does not go with Luna: its input embeddings are plain"),
         ({"adaptive_softmax_cutoff": [12, 99]}, "12,99 goes beyond the dictionary of 44 words"),
     ],

@@ -71,7 +71,7 @@ def test_quick_end_to_end(language_models, text, tmp_path, capsys):
 
 def test_what_it_refuses(language_models, text, tmp_path, capsys):
     for words, message in (
-        (["--arms", "lstm"], "choose from 'luna-decaying', 'luna-flat', 'transformer'"),
+        (["--arms", "lstm"], "choose from 'luna-decaying', 'luna-uniform', 'transformer'"),
         (["--context", "4096"], "must be 32 to 2048 tokens, as many as a batch has, but is 4096"),
         (["--updates", "0"], "must be at least 1, but is 0"),
         (["--lang", "fr"], "the embedded corpus has en and de; give other text by --text"),

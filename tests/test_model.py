@@ -118,7 +118,7 @@ HALVES = {
     "tied": {},
     "untied": {"untie_luna_kv": True},
     "gaussian-decaying": {"pack_bias": "gaussian", "encoder_unpack_bias": "gaussian", "causal_mean": "decaying"},
-    "plain": {"pack_values": "plain"},
+    "plain": {"pack_values": "unprojected"},
     "ordinary": ORDINARY,
     "local-ordinary": LOCAL_ORDINARY,
 }
@@ -301,9 +301,9 @@ def test_a_checkpoint_of_fixed_centres_loads():
 
 
 def test_settings_without_effect_are_told(caplog):
-    build(encoder_self_attention="softmax", cross_attention="full", pack_values="plain")
+    build(encoder_self_attention="softmax", cross_attention="softmax", pack_values="unprojected")
     (said,) = caplog.messages
-    assert said == "--pack-values plain has no effect: nothing in this model reads it."
+    assert said == "--pack-values unprojected has no effect: nothing in this model reads it."
     caplog.clear()
     build(encoder_self_attention="linformer", encoder_unpack_bias="gaussian", pack_bias="gaussian")
     assert [said.split(" has")[0] for said in caplog.messages] == ["--encoder-unpack-bias gaussian"]
@@ -315,16 +315,16 @@ def test_settings_without_effect_are_told(caplog):
     told = [said.split(" has")[0] for said in caplog.messages]
     assert told == ["--fix-projection-length True", "--untie-luna-kv True", "--encoder-projected-attention-heads 2"]
     caplog.clear()
-    build(pack_values="plain", pack_bias="gaussian", encoder_unpack_bias="gaussian", causal_mean="decaying")
+    build(pack_values="unprojected", pack_bias="gaussian", encoder_unpack_bias="gaussian", causal_mean="decaying")
     build(**LOCAL_ORDINARY)
-    build(decoder_attention_heads=2, untie_luna_kv=True, cross_attention="full", encoder_projected_attention_heads=2)
+    build(decoder_attention_heads=2, untie_luna_kv=True, cross_attention="softmax", encoder_projected_attention_heads=2)
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("length", [7, 300], ids=["direct", "moved"])
 def test_plain_values_are_averages_of_the_states(length):
     """Of the encoder's in its packs, of its output in those of the cross attention; nothing is projected."""
-    model = build(pack_values="plain", max_source_positions=400)
+    model = build(pack_values="unprojected", max_source_positions=400)
     packs = [model.encoder.layers[1].self_attn.pack, model.encoder.memory.layers[0].pack]
     seen = []
     for pack in packs:
@@ -370,10 +370,10 @@ def test_architectures_build_and_count_layers(arch):
 # of which a checkpoint has as many: beside fairseq's Transformer of the same dimensions 3 % more in the last four
 PARAMETERS = {
     "luna_transformer_tiny": 2_181_504,
-    "luna_transformer_tiny_full_cross": 2_081_904,
-    "luna_transformer_tiny_plain_packs": 2_085_128,
-    "luna_transformer_full_cross": 48_301_760,
-    "luna_transformer_plain_packs": 48_311_072,
+    "luna_transformer_tiny_hybrid": 2_081_904,
+    "luna_transformer_tiny_local": 2_085_128,
+    "luna_transformer_hybrid": 48_301_760,
+    "luna_transformer_local": 48_311_072,
 }
 
 
@@ -390,8 +390,8 @@ def test_architectures_have_as_many_parameters_as_they_say(arch):
     key_value = {
         name.split(".")[0] for name, _ in ours.encoder.memory.layers[0].named_parameters() if "key_value" in name
     }
-    assert key_value == (set() if "full" in arch else {"pack", "key_value"})
-    if "full" not in arch:
+    assert key_value == (set() if "hybrid" in arch else {"pack", "key_value"})
+    if "hybrid" not in arch:
         own = {name.split(".")[0] for name, _ in ours.encoder.memory.layers[0].key_value.named_parameters()}
         assert own == ({"key", "value"} if "plain" in arch else {"both"})
 
@@ -438,8 +438,8 @@ BAD = {
     "no-alignment-heads": ({"alignment_heads": 0}, r"--alignment-heads must be from 1 to 4, .* but is 0"),
     "no-layers": ({"decoder_layers": 0}, r"--decoder-layers must be at least 1, but is 0"),
     "activation": ({"activation_fn": "swash"}, r"--activation-fn 'swash' is unknown; choose from relu"),
-    "attention": ({"cross_attention": "ful"}, r"--cross-attention 'ful' is unknown; choose from packed, full"),
-    "pack-values": ({"pack_values": "plane"}, r"--pack-values 'plane' is unknown; choose from projected, plain"),
+    "attention": ({"cross_attention": "ful"}, r"--cross-attention 'ful' is unknown; choose from packed, softmax"),
+    "pack-values": ({"pack_values": "plane"}, r"--pack-values 'plane' is unknown; choose from projected, unprojected"),
     "causal-activation": (
         {"causal_activation": "softmax"},
         r"--causal-activation 'softmax' is unknown; choose from softplus, elu",

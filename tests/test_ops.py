@@ -11,7 +11,7 @@ import ops_reference as reference
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from tiny import FULL_CROSS, PAD, PLAIN_PACKS, PRE_NORM, UNTIED, build, each, sentences, sharpen, targets
+from tiny import HYBRID, LOCAL, PAD, PRE_NORM, UNTIED, build, each, sentences, sharpen, targets
 
 from fairseq_luna.ops import dispatch, fused
 from fairseq_luna.ops.slots import slot_positions
@@ -253,8 +253,8 @@ HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
 MODELS = {
     "paper's": {},
     "untied-decaying": {**UNTIED, **PRE_NORM, "causal_mean": "decaying", "encoder_unpack_bias": "gaussian"},
-    "plain-packs": {**PLAIN_PACKS, "projection_length": 6},
-    "full-cross": FULL_CROSS,
+    "local": {**LOCAL, "projection_length": 6},
+    "hybrid": HYBRID,
 }
 
 
@@ -303,12 +303,12 @@ def test_a_model_trains_as_without_kernels(name, batch):
 @pytest.mark.release
 def test_activation_checkpointing_draws_the_same_dropouts(batch):
     settings = {"attention_dropout": 0.2, "encoder_layers": 1, "decoder_layers": 1}
-    plain, recomputed = (model_of("plain-packs", **settings, checkpoint_activations=on).train() for on in (False, True))
+    plain, recomputed = (model_of("local", **settings, checkpoint_activations=on).train() for on in (False, True))
     assert_same_training(recomputed, 1e-6, *batch, other=plain)
 
 
 def test_a_seed_says_what_is_dropped(batch):
-    model = model_of("plain-packs", attention_dropout=0.5, encoder_layers=1, decoder_layers=1).train()
+    model = model_of("local", attention_dropout=0.5, encoder_layers=1, decoder_layers=1).train()
     first, _ = gradients(model, True, *batch)
     again, _ = gradients(model, True, *batch)
     assert torch.equal(first, again)
@@ -327,7 +327,7 @@ def hypotheses(model, kernels, source):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["untied-decaying", "plain-packs"])
+@pytest.mark.parametrize("name", ["untied-decaying", "local"])
 def test_beam_search_finds_the_same(name):
     model = sharpen(model_of(name).cpu().double()).float().to(DEVICE)
     source = sentences([12, 5]).to(DEVICE)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 import fairseq_luna  # torch loads fairseq's checkpoints once this is imported
 
-ARCH = "luna_transformer_tiny_plain_packs"
+ARCH = "luna_transformer_tiny_local"
 SENTENCE = "Click OK to save the file."
 
 

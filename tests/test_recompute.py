@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 DROPOUTS = {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "word_dropout": 0.1}
 # and whatever else draws random numbers in a layer or beside it
 NOISES = {**DROPOUTS, "quant_noise_pq": 0.1, "encoder_layerdrop": 0.3, "decoder_layerdrop": 0.3}
-FEW = ("tied", "untied-pre-norm", "plain-packs", "full-cross")
+FEW = ("tied", "untied-pre-norm", "local", "hybrid")
 
 
 def loss(model, source, prev):

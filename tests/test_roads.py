@@ -33,7 +33,7 @@ NAMES = [name for name in ARCHITECTURES if HAS_META or "tiny" in name]
 named = pytest.mark.parametrize(
     "name", each({name: name for name in NAMES}, [name for name in NAMES if "tiny" in name])
 )
-OTHER = "luna_transformer_tiny_full_cross"
+OTHER = "luna_transformer_tiny_hybrid"
 LANGUAGES = {"source_lang": "in", "target_lang": "out"}
 SMALL = {
     "encoder_embed_dim": 32,
@@ -205,7 +205,7 @@ def test_a_checkpoint_is_loaded_as_the_model_that_it_is_of(data, tmp_path, name)
 
 def test_another_name_over_a_group_is_refused(data):
     for settings in composed(ROOT / "configs", "quickstart", f"model._name={OTHER}"):
-        with pytest.raises(ValueError, match=f"are those of luna_transformer_tiny_plain_packs: .* by model={OTHER},"):
+        with pytest.raises(ValueError, match=f"are those of luna_transformer_tiny_local: .* by model={OTHER},"):
             build(settings, data)
 
 

@@ -78,10 +78,10 @@ def test_fairseq_takes_every_flag_that_is_listed():
 
 @pytest.mark.stock
 def test_command_prints_the_settings_of_an_architecture():
-    done = settings("-m", "fairseq_luna", "--settings", "luna_transformer_tiny_plain_packs")
+    done = settings("-m", "fairseq_luna", "--settings", "luna_transformer_tiny_local")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("luna_transformer_tiny_plain_packs: luna_transformer_tiny all packed")
-    assert re.search(r"^\* --pack-values +plain +what slots average", done.stdout, re.M)
+    assert done.stdout.startswith("luna_transformer_tiny_local: luna_transformer_tiny with l = 32")
+    assert re.search(r"^\* --pack-values +unprojected +what slots average", done.stdout, re.M)
     assert re.search(r"^\* --encoder-normalize-before +on ", done.stdout, re.M)
     assert re.search(r"^  --share-all-embeddings +off ", done.stdout, re.M)
     assert "\n--optimizer apollo\n" in done.stdout and re.search(r"^  --milestones +not set ", done.stdout, re.M)

@@ -371,7 +371,7 @@ def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path
     record.write_text(json.dumps(settings))
     torch.save(state, str(last))
     words = "optimization.update_freq=[2]", *NO_DROPOUT
-    done = run(train(data, tmp_path / "old", *words, "model.pack_values=plain"), fails=True)
+    done = run(train(data, tmp_path / "old", *words, "model.pack_values=unprojected"), fails=True)
     assert "model.pack_values was 'projected', now 'plain'" in done.stderr
     neither = "model.checkpoint_activations=true", "task.eval_bleu=true", "dataset.max_valid_steps=1"
     said = run(train(data, tmp_path / "old", *words, *neither, "optimization.max_update=13")).stdout
@@ -389,7 +389,7 @@ def test_what_makes_another_experiment():
 
 
 OWN = """
-model: {_name: luna_transformer_tiny_full_cross, share_all_embeddings: true}
+model: {_name: luna_transformer_tiny_hybrid, share_all_embeddings: true}
 criterion: {_name: cross_entropy}
 dataset: {max_tokens: 1024, disable_validation: true}
 optimization: {max_update: 1, lr: [0.001]}
@@ -408,7 +408,7 @@ def test_a_yaml_that_names_an_architecture(data, tmp_path):
     command += ["--data", str(data), "--out", str(tmp_path / "run")]
     run(command)
     state = checkpoint(tmp_path / "run")
-    assert state["cfg"]["model"]["arch"] == "luna_transformer_tiny_full_cross"
+    assert state["cfg"]["model"]["arch"] == "luna_transformer_tiny_hybrid"
     assert state["model"]["encoder.layers.2.ffn.fc1.weight"].shape == (480, 128)
     said = run([*command, "optimization.max_update=2"]).stdout
     assert "optimization.max_update was 1, now 2" in said and "model." not in said
