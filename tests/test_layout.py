@@ -14,7 +14,7 @@ ALLOWED = {
     "ops": set(),
     "modules": {"ops"},
     "data": set(),
-    "models": {"ops", "modules", "data"},
+    "models": {"renamed", "ops", "modules", "data"},
     "optim": set(),
     "tasks": {"data"},
     "text": {"errors", "files"},
