@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,12 @@ SENTENCE = "Click OK to save the file."
 
 def quickstart(out: Path, *args) -> list:
     short = "--lr", "0.004", "--max-tokens", "1024", "--max-valid-steps", "3"
-    return ["scripts/quickstart.py", "--updates", "20", "--cpu", "--out", out, *args, "--", *short]
+    return ["luna_tools.quickstart.command", "--updates", "20", "--cpu", "--out", out, *args, "--", *short]
 
 
 def translate(model: Path, *args, **options):
     """translate.sh: the bytes that it wrote, and what it said on stderr."""
-    out, err = outputs("scripts/translate.py", "--cpu", "--model", model, *args, encoding=None, **options)
+    out, err = outputs("luna_tools.evaluation.translate", "--cpu", "--model", model, *args, encoding=None, **options)
     return out, err.decode()
 
 
@@ -188,8 +187,7 @@ def test_help_needs_no_environment():
 
 
 def test_yaml_trains_what_the_quickstart_does():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from quickstart import DIMENSIONS, RUN, TRAINING
+    from luna_tools.quickstart.command import DIMENSIONS, RUN, TRAINING
 
     yaml = OmegaConf.load(ROOT / "configs" / "quickstart.yaml")
     model = OmegaConf.load(ROOT / "configs" / "model" / f"{ARCH}.yaml")
