@@ -187,7 +187,7 @@ def test_help_needs_no_environment():
 
 
 def test_yaml_trains_what_the_quickstart_does():
-    from luna_tools.quickstart.command import DIMENSIONS, RUN, TRAINING
+    from luna_tools.quickstart.settings import DIMENSIONS, RUN, TRAINING
 
     yaml = OmegaConf.load(ROOT / "configs" / "quickstart.yaml")
     model = OmegaConf.load(ROOT / "configs" / "model" / f"{ARCH}.yaml")

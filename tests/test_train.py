@@ -28,7 +28,7 @@ from commands import (
     wait_until,
     writer_stopped,
 )
-from luna_tools.training.command import EXPERIMENT
+from luna_tools.training.settings import EXPERIMENT
 from omegaconf import OmegaConf
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported

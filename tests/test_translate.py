@@ -19,7 +19,10 @@ from fairseq.data import Dictionary, data_utils  # isort: skip
 
 from luna_tools.evaluation import generate as generate_script
 from luna_tools.evaluation import translate as translate_script
+from luna_tools.evaluation import translation as whole_translation
 from luna_tools.evaluation.decoding import Hypothesis, possible, rows
+from luna_tools.evaluation.search import search_by
+from luna_tools.evaluation.texts import write_sources
 from luna_tools.inspection import plot_attention
 from luna_tools.training.average import average_files
 
@@ -229,7 +232,7 @@ def test_a_sentence_longer_than_a_batch(runs):
         raise Problem("this command failed")
 
     with pytest.raises(Problem, match="more pieces than a batch .*max_tokens=8.*: give a larger --max-tokens"):
-        generate_script.search_by([], runs / "data", runner, Namespace(n=0, total=1))
+        search_by([], runs / "data", runner, Namespace(n=0, total=1))
 
 
 @pytest.fixture
@@ -243,7 +246,7 @@ def commanded(monkeypatch):
             given.extend(command)
             return {number: [Hypothesis(0, "")] for number in range(shown.total)}
 
-        monkeypatch.setattr(generate_script, "search_by", search)
+        monkeypatch.setattr(whole_translation, "search_by", search)
         monkeypatch.setattr(generate_script, "go_on_later", lambda: None)
         monkeypatch.setattr(sys, "argv", ["generate.py", str(run), *map(str, words)])
         generate_script.main()
@@ -287,7 +290,7 @@ def test_sources_of_the_training_set(runs, tmp_path):
     recipe, path = recipes.load(data), tmp_path / "train.en"
 
     def write(place: Path) -> list:
-        generate_script.write_sources(data, recipe, place, ours)
+        write_sources(data, recipe, place, ours)
         return list(read_lines(place))
 
     first = write(path)

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from typing import Callable, List
+from typing import Callable, List, Tuple
 
 from fairseq_luna.errors import Problem
 from luna_tools.paths import PACKAGES, REPO
@@ -45,6 +45,22 @@ def go_on_later() -> None:
 
     for kind in signal.SIGINT, signal.SIGTERM:
         signal.signal(kind, interrupted)
+
+
+def teller(name: str) -> Callable[[str], None]:
+    """What prints the messages of a command, each after its name."""
+
+    def say(message: str) -> None:
+        print(f"{name}: {message}", flush=True)
+
+    return say
+
+
+def split_words() -> Tuple[List[str], List[str]]:
+    """The words of the command line, and those after `--`, which are for another command."""
+    words = [*sys.argv[1:], "--"]
+    cut = words.index("--")
+    return words[:cut], words[cut + 1 : -1]
 
 
 def count(text: str) -> int:

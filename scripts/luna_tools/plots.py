@@ -2,7 +2,7 @@
 
 import statistics
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 from fairseq_luna.files import whole
 from luna_tools.progress import TrainingLog
@@ -19,6 +19,12 @@ def figure_for(path: Path, width: float):
     return figure, figure.add_subplot()
 
 
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG that is there whole or not at all."""
+    with whole(path) as beside:
+        figure.savefig(str(beside), dpi=120, format="png")
+
+
 def draw(log: TrainingLog, path: Path, title: str) -> None:
     """Draw the learning curve, where there is one and matplotlib is installed."""
     figure, axes = figure_for(path, 7) if log.train or log.valid else (None, None)
@@ -33,8 +39,7 @@ def draw(log: TrainingLog, path: Path, title: str) -> None:
     axes.set(xlabel="updates", ylabel=label, title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    with whole(path) as beside:
-        figure.savefig(str(beside), dpi=120, format="png")
+    save(figure, path)
 
 
 def draw_curves(curves: Dict[str, List[Dict[str, float]]], path: Path) -> None:
@@ -53,8 +58,7 @@ def draw_curves(curves: Dict[str, List[Dict[str, float]]], path: Path) -> None:
     axes.set(xlabel="updates", ylabel="validation nll (nats per piece)")
     axes.grid(alpha=0.3)
     axes.legend()
-    with whole(path) as beside:
-        figure.savefig(str(beside), dpi=120, format="png")
+    save(figure, path)
 
 
 def draw_by_length(models: List[Tuple[str, List[dict]]], path: Path) -> None:
@@ -82,5 +86,4 @@ def draw_by_length(models: List[Tuple[str, List[dict]]], path: Path) -> None:
     axes.set_axisbelow(True)
     if len(models) > 1:
         figure.legend(loc="outside lower center", ncols=2)
-    with whole(path) as beside:
-        figure.savefig(str(beside), dpi=120, format="png")
+    save(figure, path)

@@ -2,11 +2,12 @@
 
 import fcntl
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, List
 
 from fairseq_luna.errors import Problem
-from fairseq_luna.files import read_json, write_json
+from fairseq_luna.files import read_json, sha256, write_json
 
 
 @contextmanager
@@ -46,3 +47,14 @@ def differences(old: dict, new: dict) -> List[str]:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
+
+
+def fingerprint(path: Path) -> str:
+    """The sha256 of a file, taken once as long as it does not change."""
+    facts = path.stat()
+    return digest(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=None)
+def digest(path: Path, *_) -> str:
+    return sha256(path)

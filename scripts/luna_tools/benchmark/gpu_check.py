@@ -24,9 +24,11 @@ from typing import Any, Dict, List, Tuple
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, write_json, write_text
 from luna_tools.benchmark.gpu_parts import FLA, PARTS, TESTS, Part, summarise
-from luna_tools.console import entry, quote
+from luna_tools.console import entry, quote, teller
 from luna_tools.paths import REPO, USER_DIR
 from luna_tools.run_folder import alone
+
+say = teller("gpu-check")
 
 QUICK = "A dry run at tiny sizes on a CPU, where operators are counted for kernels: its figures mean nothing."
 
@@ -85,10 +87,6 @@ def chosen(text: str, names: List[str]) -> List[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"there is no part {unknown[0]!r}: {','.join(names)}")
     return [name for name in names if name in asked]
-
-
-def say(message: str) -> None:
-    print(f"gpu-check: {message}", flush=True)
 
 
 def prepare(args: argparse.Namespace, out: Path) -> Dict[str, str]:

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from fairseq_luna.files import whole
+from luna_tools.console import teller
 
-
-def say(message: str) -> None:
-    print(f"benchmark: {message}", flush=True)
+say = teller("benchmark")
 
 
 # of what a step launches: the key, the heading, how it is shown

@@ -16,13 +16,15 @@ from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, write_json
 from fairseq_luna.versions import versions
 from luna_tools.classification.report import GUESS, report
-from luna_tools.console import count, entry, go_on_later
+from luna_tools.console import count, entry, go_on_later, teller
 from luna_tools.data.preparation import preparation
 from luna_tools.machine import import_plugin, machine
 from luna_tools.processes import run
 from luna_tools.progress import TrainingLog
 from luna_tools.run_folder import alone
 from luna_tools.training.trainings import begin, commands, train
+
+say = teller("classify")
 
 ARMS: Dict[str, Dict[str, Any]] = {
     "transformer": {"model.encoder_self_attention": "softmax"},
@@ -100,10 +102,6 @@ def parse_args() -> argparse.Namespace:
         args.length = [0]  # as the data set has it
     args.out = args.out or Path("runs") / f"classify-{Path(args.dataset or '').name}"
     return args
-
-
-def say(message: str) -> None:
-    print(f"classify: {message}", flush=True)
 
 
 class Classifiers:

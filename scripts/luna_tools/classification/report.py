@@ -4,8 +4,8 @@ import statistics
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from fairseq_luna.files import whole, write_json, write_text
-from luna_tools.plots import figure_for
+from fairseq_luna.files import write_json, write_text
+from luna_tools.plots import figure_for, save
 from luna_tools.tables import table_of
 
 GUESS = "always guessing the largest class gives"  # in a manifest
@@ -93,5 +93,4 @@ def draw(runs: List[Dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="length, tokens", ylabel="accuracy on the test set, %")
     axes.grid(alpha=0.3)
     axes.legend()
-    with whole(path) as beside:
-        figure.savefig(str(beside), dpi=120, format="png")
+    save(figure, path)

@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from fairseq_luna.errors import Problem
-from fairseq_luna.files import read_json, read_lines, whole, write_json, write_text
+from fairseq_luna.files import read_json, read_lines, write_json, write_text
 from fairseq_luna.text import recipes
 from fairseq_luna.versions import versions
-from luna_tools.console import entry, go_on_later
+from luna_tools.console import entry, go_on_later, teller
 from luna_tools.data.testsets import split_of
-from luna_tools.evaluation.generate import add_options, file_name, fingerprint, generate, parse, record_of
+from luna_tools.evaluation.options import add_options, parse
+from luna_tools.evaluation.records import file_name, record_of
 from luna_tools.evaluation.scores import score
+from luna_tools.evaluation.translation import generate
 from luna_tools.machine import import_plugin, machine
-from luna_tools.plots import figure_for
-from luna_tools.run_folder import alone
+from luna_tools.plots import figure_for, save
+from luna_tools.run_folder import alone, fingerprint
 from luna_tools.tables import table_of
+
+say = teller("slot-curve")
 
 RATIOS = [1.0, 1.5, 2.0, 3.0, 4.0]
 SCORES = "BLEU", "chrF"
@@ -81,10 +85,6 @@ def check_packs(model: Path) -> None:
         raise Problem(f"{model} is of {name}, which has no slots: give the run of a Luna")
     if getattr(cfg, "fix_projection_length", False):
         raise Problem(f"{model} was trained with --fix-projection-length: its slots do not follow the source")
-
-
-def say(message: str) -> None:
-    print(f"slot-curve: {message}", flush=True)
 
 
 def curve(args: argparse.Namespace, out: Path) -> None:
@@ -156,8 +156,7 @@ def draw(points: List[Dict[str, Any]], path: Path) -> None:
         other.set(ylabel="sentences a second")
         other.set_ylim(bottom=0)
         figure.legend(loc="outside lower center", ncols=2)
-    with whole(path) as beside:
-        figure.savefig(str(beside), dpi=120, format="png")
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, sha256, whole, write_json, write_text
 from fairseq_luna.text.recipes import SentencePiece
 from fairseq_luna.versions import versions
-from luna_tools.console import count, entry, go_on_later
+from luna_tools.console import count, entry, go_on_later, teller
 from luna_tools.data.embedded import unpack
 from luna_tools.data.preparation import preparation
 from luna_tools.language_model.report import report
@@ -24,6 +24,8 @@ from luna_tools.processes import run
 from luna_tools.progress import TrainingLog
 from luna_tools.run_folder import alone
 from luna_tools.training.trainings import begin, commands, train
+
+say = teller("language-model")
 
 ARMS = {
     "luna-decaying": {"model": "luna_lm_tiny"},
@@ -99,10 +101,6 @@ def context(word: str) -> int:
     if not 32 <= tokens <= TOKENS:
         raise argparse.ArgumentTypeError(f"must be 32 to {TOKENS} tokens, as many as a batch has, but is {word}")
     return tokens
-
-
-def say(message: str) -> None:
-    print(f"language-model: {message}", flush=True)
 
 
 class LanguageModels:

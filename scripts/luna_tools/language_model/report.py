@@ -4,8 +4,8 @@ import statistics
 from pathlib import Path
 from typing import Any, Dict, List
 
-from fairseq_luna.files import whole, write_json, write_text
-from luna_tools.plots import figure_for
+from fairseq_luna.files import write_json, write_text
+from luna_tools.plots import figure_for, save
 from luna_tools.tables import table_of
 
 HEADS = "arm", "context", "seed", "parameters", "perplexity", "updates", "tokens/s", "peak memory"
@@ -82,5 +82,4 @@ def draw(runs: List[Dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="context in training, tokens", ylabel="perplexity per piece of the test set")
     axes.grid(alpha=0.3)
     axes.legend()
-    with whole(path) as beside:
-        figure.savefig(str(beside), dpi=120, format="png")
+    save(figure, path)

@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Sequence
 
 from fairseq_luna.errors import Problem
 from luna_tools.paths import REPO
-from luna_tools.training.command import Training
-from luna_tools.training.command import text as hydra_text
+from luna_tools.training.run import Training
+from luna_tools.training.settings import text as hydra_text
 
 STUDIES = REPO / "configs" / "compare"
 DECODING = {"beam": 5, "lenpen": 1.0, "max_tokens": 4096}

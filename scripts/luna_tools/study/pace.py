@@ -15,8 +15,10 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, remove
-from luna_tools.evaluation.generate import LENGTHS, PART, fairseq_command, lines, number_of_parts, options_of
 from luna_tools.evaluation.scores import by_length, compare, score
+from luna_tools.evaluation.search import LENGTHS, fairseq_command, options_of
+from luna_tools.evaluation.texts import lines
+from luna_tools.evaluation.translation import PART, number_of_parts
 from luna_tools.processes import run
 from luna_tools.progress import TrainingLog
 from luna_tools.study.definition import folder, words_of

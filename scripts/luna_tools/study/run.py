@@ -10,22 +10,19 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, remove, write_json
-from luna_tools.console import quote
-from luna_tools.evaluation.generate import fingerprint
+from luna_tools.console import quote, teller
 from luna_tools.machine import import_plugin
-from luna_tools.run_folder import claim, differences
+from luna_tools.run_folder import claim, differences, fingerprint
 from luna_tools.study.definition import folder
 from luna_tools.study.pace import AVERAGED, TRIAL, Planner
 from luna_tools.study.report import Report, Results
 from luna_tools.study.scores import SETS, Scorer, figures
 from luna_tools.study.trainings import Devices, Trainer, has_trained
-from luna_tools.training.command import Training
+from luna_tools.training.run import Training
+
+say = teller("compare")
 
 REFRESH = 5  # seconds between looks at what the trainings log
-
-
-def say(message: str) -> None:
-    print(f"compare: {message}", flush=True)
 
 
 class Study:

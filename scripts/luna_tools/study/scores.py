@@ -9,9 +9,11 @@ from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, write_json
 from fairseq_luna.text import recipes
 from luna_tools.data.testsets import test_sets
-from luna_tools.evaluation.generate import file_name, fingerprint, generate
+from luna_tools.evaluation.records import file_name
 from luna_tools.evaluation.scores import by_length, compare, has_todays_lengths, score
+from luna_tools.evaluation.translation import generate
 from luna_tools.progress import TrainingLog
+from luna_tools.run_folder import fingerprint
 from luna_tools.study.trainings import conditions_of
 from luna_tools.training.average import average_last
 

@@ -10,12 +10,11 @@ from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, write_json
 from fairseq_luna.versions import versions
 from luna_tools.console import quote
-from luna_tools.evaluation.generate import fingerprint
 from luna_tools.machine import machine
 from luna_tools.processes import python, start
-from luna_tools.run_folder import differences
+from luna_tools.run_folder import differences, fingerprint
 from luna_tools.study.definition import folder, words_of
-from luna_tools.training.command import text as hydra_text
+from luna_tools.training.settings import text as hydra_text
 
 
 class Devices:

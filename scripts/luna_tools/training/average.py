@@ -11,14 +11,14 @@ from typing import List, Optional, Sequence
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import whole, write_json
-from luna_tools.console import count, entry
-from luna_tools.machine import import_plugin
+from luna_tools.console import count, entry, teller
 from luna_tools.progress import bar
 from luna_tools.run_folder import read_record
+from luna_tools.training.checkpoints import REMOVE, count_updates, load, saved, updates
+
+say = teller("average")
 
 LAST = 10
-REMOVE = "remove it: the newest other is then taken"
-NAMES = r"checkpoint_\d+_(\d+)\.pt", r"checkpoint(\d+)\.pt"
 
 
 def main() -> None:
@@ -56,10 +56,6 @@ def parse_args() -> argparse.Namespace:
     if files and (args.last or not args.out):
         parser.error("--last is for a folder: of files all count" if args.last else "files need an --out FILE")
     return args
-
-
-def say(message: str) -> None:
-    print(f"average: {message}", flush=True)
 
 
 def average_last(run: Path, last: Optional[int] = None, output: Optional[Path] = None) -> Path:
@@ -147,41 +143,6 @@ def stamp(path: Path) -> List[int]:
     """Size and time of change."""
     facts = path.stat()
     return [facts.st_size, facts.st_mtime_ns]
-
-
-def saved(folder: Path) -> List[Path]:
-    """The checkpoints of a folder that were saved by updates, or else by epochs, newest first."""
-    if not folder.is_dir():
-        return []
-    import_plugin()  # first, as importing fairseq alone has every library log its debug messages
-    from fairseq.checkpoint_utils import checkpoint_paths
-
-    kinds = ([Path(path) for path in checkpoint_paths(str(folder), pattern)] for pattern in NAMES)
-    return next(filter(None, kinds), [])
-
-
-def load(path: Path, advice: str = REMOVE) -> dict:
-    """A fairseq checkpoint as a dictionary, on the CPU; `advice` is what to do about one that was cut short."""
-    import torch
-
-    import_plugin()
-    try:
-        state = torch.load(str(path), map_location="cpu")
-    except Exception as error:
-        raise Problem(f"{path} cannot be loaded: {error}. Where it was cut short, {advice}") from None
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise Problem(f"{path} is no checkpoint of fairseq: it holds no model")
-    return state
-
-
-def updates(path: Path) -> Optional[int]:
-    return count_updates(load(path))
-
-
-def count_updates(state: dict) -> Optional[int]:
-    """The updates that a checkpoint has had, where it tells; one made for use alone may not."""
-    history = state.get("optimizer_history")
-    return history[-1].get("num_updates") if history else None
 
 
 def average(inputs: Sequence[Path], advice: str) -> dict:

@@ -9,7 +9,7 @@ from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json
 from luna_tools.console import quote
 from luna_tools.run_folder import claim, differences
-from luna_tools.training.command import MEETING, Training
+from luna_tools.training.run import MEETING, Training
 
 
 def begin(out: Path, settings: Dict[str, Any]) -> None:
