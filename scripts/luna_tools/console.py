@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from typing import Callable, List, Tuple
+from typing import Any, Callable, List, Tuple
 
 from fairseq_luna.errors import Problem
 from luna_tools.paths import PACKAGES, REPO
@@ -40,7 +40,7 @@ def entry(name: str, main: Callable[[], None]) -> None:
 def go_on_later() -> None:
     """Have Ctrl-C and SIGTERM end this process, and what it runs, in the same way, with the same word of comfort."""
 
-    def interrupted(*_) -> None:
+    def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt("stopped; the same command goes on from here")
 
     for kind in signal.SIGINT, signal.SIGTERM:

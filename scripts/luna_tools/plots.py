@@ -8,7 +8,7 @@ from fairseq_luna.files import whole
 from luna_tools.progress import TrainingLog
 
 
-def figure_for(path: Path, width: float):
+def figure_for(path: Path, width: float) -> Tuple[Any, Any]:
     """A matplotlib figure and its axes, or None twice where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
@@ -27,7 +27,9 @@ def save(figure: Any, path: Path) -> None:
 
 def draw(log: TrainingLog, path: Path, title: str) -> None:
     """Draw the learning curve, where there is one and matplotlib is installed."""
-    figure, axes = figure_for(path, 7) if log.train or log.valid else (None, None)
+    if not (log.train or log.valid):
+        return
+    figure, axes = figure_for(path, 7)
     if not figure:
         return
     curves, label = {"train": log.train, "valid": log.valid}, "negative log-likelihood (nats per piece)"

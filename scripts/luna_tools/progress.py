@@ -6,7 +6,7 @@ import re
 import statistics
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 RECORD = re.compile(r'\b(train_inner|valid)\b[^{]*(\{"epoch".*\})\s*$')
 
@@ -83,7 +83,7 @@ def latest(figures: Dict[int, float]) -> float:
     return list(figures.values())[-1]
 
 
-def bar(total: Optional[int], unit: str, initial: int = 0):
+def bar(total: Optional[int], unit: str, initial: int = 0) -> Any:
     """A tqdm line on a terminal; now and then a line in a file."""
     from tqdm import tqdm
 

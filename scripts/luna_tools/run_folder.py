@@ -4,7 +4,7 @@ import fcntl
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Iterator, List
+from typing import Any, Iterator, List
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, sha256, write_json
@@ -56,5 +56,5 @@ def fingerprint(path: Path) -> str:
 
 
 @lru_cache(maxsize=None)
-def digest(path: Path, *_) -> str:
+def digest(path: Path, *_: Any) -> str:
     return sha256(path)

@@ -143,7 +143,7 @@ def peak_memory(device: Any) -> int:
 def chosen_forms() -> Dict[str, Dict[str, Optional[str]]]:
     """In which form each operator of the plugin ran last, and why in no kernel; nothing of a plugin that has no such
     choice."""
-    forms = getattr(sys.modules.get("fairseq_luna.ops.dispatch"), "forms", dict)()
+    forms: Dict[str, Any] = getattr(sys.modules.get("fairseq_luna.ops.dispatch"), "forms", dict)()
     return {name: {"form": chosen.form, "why": chosen.unfused} for name, chosen in forms.items()}
 
 

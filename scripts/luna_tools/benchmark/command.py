@@ -13,6 +13,7 @@ stopped.
 import argparse
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, ContextManager, Dict, List, NamedTuple
 
@@ -171,7 +172,7 @@ def parse_args() -> argparse.Namespace:
         sub.add_argument(
             "--points",
             nargs="+",
-            type=lambda text, keys=keys: point(text, keys),
+            type=partial(point, keys=keys),
             metavar=":".join(key.upper() for key in keys),
             help=f"where to measure (default {' '.join(':'.join(map(str, p.values())) for p in command.points)})",
         )

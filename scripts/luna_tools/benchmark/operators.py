@@ -42,6 +42,11 @@ def product(arm: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any)
     return lambda: function(x, y, z, decay=decay)[0], [x, y, z]
 
 
+def applied(tensor: Any) -> Callable[[Any], Any]:
+    """A projection that has this result."""
+    return lambda _: tensor
+
+
 def luna(arm: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
     """Luna's causal attention between its projections, in the form that the plugin chooses or without kernels."""
     from fairseq_luna.ops import dispatch
@@ -50,8 +55,7 @@ def luna(arm: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) ->
 
     tensors = [numbers(rows, sizes["length"], sizes["dim"]) for _ in range(4 if arm["untied"] else 3)]
     pack_query = numbers(rows, sizes["heads"], arm["slots"], sizes["dim"] // sizes["heads"])
-    # projections that have been applied
-    ready = [Projection(prepared=lambda _, tensor=tensor: tensor) for tensor in tensors]
+    ready = [Projection(prepared=applied(tensor)) for tensor in tensors]
     projections = Projections(ready[0], ready[1], ready[3] if arm["untied"] else None, ready[2])
     decay = decays(sizes, pack_query.device) if arm["decaying"] else None
 

@@ -49,7 +49,9 @@ def pack(data: Path, file: Path) -> None:
     for name in names:
         if not NAME.fullmatch(name):
             raise Problem(f"{data / name} is nothing that prepare-corpus.sh makes: move it away")
-    sums = {name: {"sha256": sha256(data / name), "bytes": (data / name).stat().st_size} for name in names}
+    sums: Dict[str, Any] = {
+        name: {"sha256": sha256(data / name), "bytes": (data / name).stat().st_size} for name in names
+    }
     size = sum(each["bytes"] for each in sums.values())
     with whole(file) as beside, lzma.open(str(beside), "wb", filters=XZ) as packed:
         with tarfile.open(fileobj=packed, mode="w|") as archive, bar(size, "byte") as shown:
@@ -57,7 +59,7 @@ def pack(data: Path, file: Path) -> None:
             archive.addfile(member(SUMS, len(text)), BytesIO(text))
             for name in names:
                 with open(data / name, "rb") as source:
-                    archive.addfile(member(name, sums[name]["bytes"]), Watched(source, shown))  # type: ignore
+                    archive.addfile(member(name, sums[name]["bytes"]), Watched(source, shown))
 
 
 class Watched:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from fairseq_luna.errors import Problem
 
@@ -15,13 +15,14 @@ BUCKETS: Dict[str, Sequence[Tuple[int, Optional[int]]]] = {
 }
 
 
-def metric(name: str, target: str):
+def metric(name: str, target: str) -> Any:
     """A metric of sacrebleu by the name that its scores go under."""
     from sacrebleu.metrics import BLEU, CHRF, TER
 
     if name == "BLEU":
         return BLEU(trg_lang=target)
-    return {"chrF": CHRF, "chrF2++": lambda: CHRF(word_order=2), "TER": TER}[name]()
+    kinds: Dict[str, Callable[[], Any]] = {"chrF": CHRF, "chrF2++": lambda: CHRF(word_order=2), "TER": TER}
+    return kinds[name]()
 
 
 def check(hypotheses: Sequence[Any], references: List[str]) -> None:
@@ -42,7 +43,7 @@ def score(
     return {name: figures(metric(name, target), hypotheses, references, resamples) for name in names}
 
 
-def figures(metric, hypotheses: List[str], references: List[str], resamples: int) -> dict:
+def figures(metric: Any, hypotheses: List[str], references: List[str], resamples: int) -> dict:
     if resamples > 1:
         # not by corpus_score(n_bootstrap=...): in sacrebleu 2.6.0 that fails where a resample scores 0
         signature, (result,) = bootstrap([hypotheses], {"": metric}, references, resamples)[""]
@@ -57,7 +58,7 @@ def bootstrap(systems: List[List[str]], metrics: dict, references: List[str], re
     from sacrebleu.significance import PairedTest
 
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
-    named = [(str(number), system) for number, system in enumerate(systems)]
+    named: List[Tuple[str, Sequence[str]]] = [(str(number), system) for number, system in enumerate(systems)]
     signatures, results = PairedTest(named, metrics, [references], test_type="bs", n_samples=resamples)()
     # it puts names of its own to the metrics, in the same order
     return {name: (str(signatures[key]), results[key]) for name, key in zip(metrics, signatures)}

@@ -39,7 +39,7 @@ VOCABULARY = 4000  # pieces
 WARMUP = 200  # updates; at most a quarter of the training
 VALIDATIONS, LEAST_INTERVAL = 10, 20  # of a training; updates from one to the next
 CONTINUATIONS = 10
-USUAL = {"arms": ["luna-decaying"], "context": [512], "updates": 1500}
+USUAL: Dict[str, Any] = {"arms": ["luna-decaying"], "context": [512], "updates": 1500}
 QUICK = {"arms": ["luna-decaying", "transformer"], "context": [64], "updates": 20}
 
 

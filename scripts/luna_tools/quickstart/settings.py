@@ -10,7 +10,7 @@ from luna_tools.machine import import_plugin
 
 # The same for every architecture (but for the feed-forward of the plugin's own ones of this size, chosen for as many
 # parameters): `--arch transformer` is the baseline of equal size.
-DIMENSIONS = {
+DIMENSIONS: Dict[str, Any] = {
     "--encoder-embed-dim": 128,
     "--encoder-ffn-embed-dim": 512,
     "--encoder-layers": 3,
@@ -24,7 +24,7 @@ DIMENSIONS = {
     "--share-all-embeddings": None,
     "--dropout": 0.05,
 }
-TRAINING = {
+TRAINING: Dict[str, Any] = {
     "--task": "translation",
     "--criterion": "label_smoothed_cross_entropy",
     "--label-smoothing": 0.1,
@@ -36,7 +36,7 @@ TRAINING = {
     "--max-tokens": 1024,  # for as many tokens, small batches learnt more than large ones
     "--max-tokens-valid": 4096,
 }
-RUN = {
+RUN: Dict[str, Any] = {
     "vocabulary": 4000,
     "warmup": 600,  # updates; at most a quarter of the run, and then to a learning rate as much lower
     "updates": 5600,

@@ -4,7 +4,7 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import Callable, List
+from typing import Any, Callable, Dict, List
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, remove, write_json, write_text
@@ -118,7 +118,7 @@ class Quickstart:
         if self.by_time and not self.plan.exists():
             # as many updates as fit the time, so that the schedule of the learning rate fits it too
             say("measuring the speed of training")
-            limits = {"--max-update": TRIAL_UPDATES, "--no-save": None, "--disable-validation": None}
+            limits: Dict[str, Any] = {"--max-update": TRIAL_UPDATES, "--no-save": None, "--disable-validation": None}
             speed = self.fairseq_train("trial", TRIAL_UPDATES, limits).updates_per_second
             write_json(self.plan, {"updates": max(1, int(0.9 * speed * 60 * self.args.minutes))})
         updates, minutes = self.planned_updates(), self.args.minutes or math.inf

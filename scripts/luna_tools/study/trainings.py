@@ -77,7 +77,11 @@ class Trainer:
         """
         run = self.run_of(arm, seed)
         overrides = words_of(self.study, arm, seed, limits, self.args.overrides)
-        now = {"at once": self.devices.at_once, "machine": machine(self.args.cpu), "versions": versions()}
+        now: Dict[str, Any] = {
+            "at once": self.devices.at_once,
+            "machine": machine(self.args.cpu),
+            "versions": versions(),
+        }
         if self.args.start:
             begin = self.beginning(arm, seed)
             overrides.append(f"checkpoint.finetune_from_model={hydra_text(begin)}")

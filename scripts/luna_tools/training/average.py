@@ -7,7 +7,7 @@ written over."""
 
 import argparse
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import whole, write_json
@@ -162,7 +162,7 @@ def average(inputs: Sequence[Path], advice: str) -> dict:
                 sums[name] += value
             line.update()
 
-    means = {}  # by place in memory, so that what is shared between names is written once
+    means: Dict[Any, Any] = {}  # by place in memory, so that what is shared between names is written once
     for name, value in parameters.items():
         mean = sums[name] / len(inputs) if value.is_floating_point() else value
         # half precision would round away what averaging brings

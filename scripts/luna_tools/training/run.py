@@ -234,7 +234,8 @@ class Training:
         """The layout for as many processes as there are, where the configuration has layouts."""
         from omegaconf import OmegaConf
 
-        groups = OmegaConf.load(str(self.config)).get("defaults") or []
+        config: Any = OmegaConf.load(str(self.config))
+        groups = config.get("defaults") or []
         if not any("layout" in group for group in groups if group != "_self_"):
             return {}
         total = self.processes * self.nodes

@@ -3,7 +3,6 @@
 import argparse
 import re
 import subprocess
-from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 from fairseq_luna.errors import Problem
@@ -40,7 +39,8 @@ def compose(process: List[str]) -> Dict[str, Any]:
             else:
                 yield f"{prefix}{key}", value
 
-    return dict(flat(OmegaConf.to_container(OmegaConf.create(done.stdout))))  # type: ignore[arg-type]
+    composed: Any = OmegaConf.to_container(OmegaConf.create(done.stdout))
+    return dict(flat(composed))
 
 
 def known_keys(composed: Dict[str, Any]) -> Iterator[str]:
@@ -78,14 +78,14 @@ def complete(settings: Dict[str, Any]) -> Dict[str, Any]:
     path = REPO / "configs" / "model" / f"{settings.get('model._name', settings.get('model'))}.yaml"
     if not (path.stem.startswith("luna_transformer") and path.exists()):
         return settings
-    model = OmegaConf.to_container(OmegaConf.load(str(path)))
-    named = {f"model.{key}": value for key, value in model.items()}  # type: ignore[union-attr]
+    model: Any = OmegaConf.to_container(OmegaConf.load(str(path)))
+    named = {f"model.{key}": value for key, value in model.items()}
     others = {key: value for key, value in settings.items() if not key.startswith("model.") and key != "model"}
     # what the file does not list every Luna refuses: it is off
     listed = {key: settings.get(key, value) for key, value in named.items() if key != "model.arch"}
     return {**others, **listed, "model._name": "luna_transformer"}
 
 
-def text(path: Path) -> str:
-    """A path as a string of hydra's, whatever signs it holds."""
-    return "'" + str(path).replace("'", r"\'") + "'"
+def text(value: object) -> str:
+    """A path or a text as a string of hydra's, whatever signs it holds."""
+    return "'" + str(value).replace("'", r"\'") + "'"
