@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, List
 
 from fairseq_luna.errors import Problem
 from luna_tools.paths import PACKAGES, REPO
@@ -54,13 +54,6 @@ def teller(name: str) -> Callable[[str], None]:
         print(f"{name}: {message}", flush=True)
 
     return say
-
-
-def split_words() -> Tuple[List[str], List[str]]:
-    """The words of the command line, and those after `--`, which are for another command."""
-    words = [*sys.argv[1:], "--"]
-    cut = words.index("--")
-    return words[:cut], words[cut + 1 : -1]
 
 
 def count(text: str) -> int:

@@ -22,7 +22,7 @@ from luna_tools.machine import import_plugin, machine
 from luna_tools.processes import run
 from luna_tools.progress import TrainingLog
 from luna_tools.run_folder import alone
-from luna_tools.training.trainings import begin, commands, train
+from luna_tools.training.trainings import begin, commands, training
 
 say = teller("classify")
 
@@ -155,7 +155,7 @@ class Classifiers:
             "dataset.validate_interval_updates": interval,
             "checkpoint.save_interval_updates": interval,
         }
-        train("classifier", place, data, settings, self.args.cpu)
+        training("classifier", place, data, settings, self.args.cpu).run()
 
     def measure(self, place: Path, data: Path, longest: int, arm: str, seed: int) -> Dict[str, Any]:
         """The figures of a training, and the accuracy of its best model on the test set."""

@@ -1,10 +1,11 @@
 """The options that generate.sh, evaluate.sh and slot-curve.sh share."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from fairseq_luna.errors import Problem
-from luna_tools.console import count, split_words
+from luna_tools.console import count
 
 # of fairseq-generate's options, what generate.sh sets itself or has no use for
 SET_HERE = {
@@ -31,10 +32,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The arguments, with what follows `--` as `extra`."""
-    own, extra = split_words()
-    args = parser.parse_intermixed_args(own)
-    args.extra, args.data = extra, args.data or args.run / "data"
-    for word in extra:
+    words = [*sys.argv[1:], "--"]
+    cut = words.index("--")
+    args = parser.parse_intermixed_args(words[:cut])
+    args.extra, args.data = words[cut + 1 : -1], args.data or args.run / "data"
+    for word in args.extra:
         if word.partition("=")[0] in SET_HERE:
             raise Problem(f"{word} cannot be given after --: it is set here, or of no use here; see --help")
     if not args.run.is_dir():

@@ -23,7 +23,7 @@ from luna_tools.paths import USER_DIR
 from luna_tools.processes import run
 from luna_tools.progress import TrainingLog
 from luna_tools.run_folder import alone
-from luna_tools.training.trainings import begin, commands, train
+from luna_tools.training.trainings import begin, commands, training
 
 say = teller("language-model")
 
@@ -190,7 +190,7 @@ class LanguageModels:
             "dataset.validate_interval_updates": interval,
             "checkpoint.save_interval_updates": interval,
         }
-        train(CONFIG, place, self.data, settings, self.args.cpu)
+        training(CONFIG, place, self.data, settings, self.args.cpu).run()
 
     def measure(self, place: Path, arm: str, tokens: int, seed: int) -> Dict[str, Any]:
         """The figures of a training, its perplexity on the test set, and what its model writes."""

@@ -4,7 +4,7 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, remove, write_json, write_text
@@ -12,18 +12,18 @@ from fairseq_luna.versions import versions
 from luna_tools.console import in_checkout, quote, teller
 from luna_tools.data.embedded import unpack
 from luna_tools.data.preparation import preparation
+from luna_tools.evaluation.decoding import flags
 from luna_tools.evaluation.scores import score
 from luna_tools.evaluation.search import best
 from luna_tools.machine import machine
-from luna_tools.paths import USER_DIR
-from luna_tools.plots import draw
-from luna_tools.processes import python, run
+from luna_tools.processes import run
 from luna_tools.progress import TrainingLog
-from luna_tools.quickstart.settings import DECODING, RUN, TRAINING, dimensions, words
+from luna_tools.quickstart.settings import AVERAGED, CONFIG, DECODING, VOCABULARY, model_of, overrides_of
 from luna_tools.run_folder import claim, differences
 from luna_tools.training.average import average_last
 from luna_tools.training.checkpoints import count_updates, load
-from luna_tools.training.watch import watch
+from luna_tools.training.run import Training
+from luna_tools.training.trainings import training
 
 SOURCE, TARGET = "en", "de"
 STAGES = "data", "training", "average", "translation", "score", "report"
@@ -37,16 +37,15 @@ class Quickstart:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out = args, args.out
         self.data = self.out / "data"
+        self.model_name = model_of(args.arch)
         self.by_time = bool(args.minutes and not args.updates)
         self.plan = self.out / "plan.json"
-        self.checkpoints = self.out / "checkpoints"
-        self.last_checkpoint = self.checkpoints / "checkpoint_last.pt"
+        self.last_checkpoint = self.out / "checkpoints" / "checkpoint_last.pt"
         self.trained = self.out / "training.json"
         self.model = self.out / "model.pt"
         self.hypotheses = self.out / f"test.translated.{TARGET}"
         self.scores = self.out / "scores.json"
         self.report = self.out / "report.json"
-        self.device = {} if self.gpu() else {"--cpu": None}
 
     def run(self) -> None:
         self.check_settings()
@@ -62,26 +61,21 @@ class Quickstart:
     def check_settings(self) -> None:
         """Refuse to go on with other settings than those the training was begun with."""
         settings = {f"--{key}": getattr(self.args, key) for key in ("arch", "updates", "minutes", "seed", "cpu")}
-        settings["options after --"] = quote(self.args.extra)
-        tables = {
-            "model": dimensions(self.args.arch),
-            "training": TRAINING,
-            "run": RUN,
-            "decoding": DECODING,
-        }
-        settings.update((f"{name}: {key}", value) for name, table in tables.items() for key, value in table.items())
-        begun = read_json(self.out / "settings.json")
+        settings.update({"overrides": self.args.overrides, "vocabulary": VOCABULARY, "decoding": DECODING})
+        begun = read_json(self.out / "quickstart.json")
         if begun == settings:
             return
         if self.last_checkpoint.exists():
+            changed = "; ".join(differences(begun, settings)) if begun else "not by this version of quickstart.sh"
             raise Problem(
-                f"{self.out} was begun with other settings: {'; '.join(differences(begun, settings))}. "
+                f"{self.out} was begun with other settings: {changed}. "
                 f"Go on with the same ones, or begin anew with another --out or after removing {self.out}"
             )
-        claim(self.out, settings)
-        for name in "plan.json", "train.log", "trial.log":
+        claim(self.out, {})  # what the training is set to, it notes there itself
+        write_json(self.out / "quickstart.json", settings)
+        for name in "plan.json", "train.log":
             remove(self.out / name)
-        if begun and begun["run: vocabulary"] != RUN["vocabulary"]:
+        if begun and begun["vocabulary"] != VOCABULARY:
             remove(self.data / "manifest.json")
 
     def stage(self, name: str, what: str, output: Path, work: Callable[[], None]) -> None:
@@ -104,39 +98,36 @@ class Quickstart:
 
     def prepare(self) -> None:
         unpack(self.out / "corpus")
-        options = {f"--{split}": self.out / "corpus" / split for split in ("train", "valid", "test")}
-        options.update({"--source": SOURCE, "--target": TARGET, "--vocab-size": RUN["vocabulary"], "--out": self.data})
-        self.note("data", ["bash", "data-prep/prepare-corpus.sh", *words(options)])
+        options = ["--source", SOURCE, "--target", TARGET, "--vocab-size", str(VOCABULARY), "--out", str(self.data)]
+        for split in "train", "valid", "test":
+            options += [f"--{split}", str(self.out / "corpus" / split)]
+        self.note("data", ["bash", "data-prep/prepare-corpus.sh", *options])
 
         def show(line: str) -> None:
             if line.startswith("prepare-corpus:"):
                 print(f"  {line}", end="")
 
-        run(preparation("prepare_corpus", *words(options)), self.out / "data.log", show)
+        run(preparation("prepare_corpus", *options), self.out / "data.log", show)
 
     def train(self) -> None:
         if self.by_time and not self.plan.exists():
             # as many updates as fit the time, so that the schedule of the learning rate fits it too
             say("measuring the speed of training")
-            limits: Dict[str, Any] = {"--max-update": TRIAL_UPDATES, "--no-save": None, "--disable-validation": None}
-            speed = self.fairseq_train("trial", TRIAL_UPDATES, limits).updates_per_second
+            trial = self.out / "trial"
+            limits: Dict[str, Any] = {"checkpoint.no_save": "true", "dataset.disable_validation": "true"}
+            self.training(trial, TRIAL_UPDATES, limits).go_on()
+            speed = TrainingLog.read(trial / "train.log").updates_per_second
             write_json(self.plan, {"updates": max(1, int(0.9 * speed * 60 * self.args.minutes))})
+            remove(trial)
         updates, minutes = self.planned_updates(), self.args.minutes or math.inf
-
-        def progress() -> tuple:
-            """Updates made and seconds trained."""
-            if not self.last_checkpoint.exists():
-                return 0, 0.0
-            state = load(self.last_checkpoint)
-            return count_updates(state), state["extra_state"]["previous_training_time"]
-
-        done, seconds = progress()
+        done, seconds = self.progress()
         if done < updates and seconds < 60 * minutes:
-            limits = {"--max-update": updates, "--save-dir": self.checkpoints}
-            if self.args.minutes:
-                limits["--stop-time-hours"] = minutes / 60
-            self.fairseq_train("train", updates, limits)
-            done, seconds = progress()
+            limits = {"optimization.stop_time_hours": minutes / 60} if self.args.minutes else {}
+            training = self.training(self.out, updates, limits)
+            told = [CONFIG, *training.args.overrides, "--data", str(self.data), "--out", str(self.out)]
+            self.note("train", ["bash", "scripts/train.sh", *told, "--processes", "1", *["--cpu"] * self.args.cpu])
+            training.go_on()
+            done, seconds = self.progress()
         log = TrainingLog.read(self.out / "train.log")
         write_json(
             self.trained,
@@ -149,49 +140,40 @@ class Quickstart:
             },
         )
 
-    def planned_updates(self) -> int:
-        return read_json(self.plan)["updates"] if self.by_time else self.args.updates or RUN["updates"]
+    def progress(self) -> Tuple[int, float]:
+        """Updates made and seconds trained."""
+        if not self.last_checkpoint.exists():
+            return 0, 0.0
+        state = load(self.last_checkpoint)
+        return count_updates(state) or 0, state["extra_state"]["previous_training_time"]
 
-    def fairseq_train(self, name: str, updates: int, limits: dict) -> TrainingLog:
-        interval = max(5, math.ceil(updates / RUN["validations"]))
-        warmup = max(1, min(RUN["warmup"], updates // 4))
-        options = {
-            "--user-dir": USER_DIR,
-            "--arch": self.args.arch,
-            **dimensions(self.args.arch),
-            **TRAINING,
-            "--warmup-updates": warmup,
-            "--total-num-update": updates,
-            "--lr": TRAINING["--lr"] * warmup / RUN["warmup"],  # a shorter warm-up climbs no faster
-            "--seed": self.args.seed,
-            # validate and save at these updates alone, not at the ends of epochs
-            "--validate-interval-updates": interval,
-            "--save-interval-updates": interval,
-            "--validate-interval": 1000000,
-            "--save-interval": 1000000,
-            "--keep-interval-updates": RUN["averaged checkpoints"],
-            "--log-format": "json",
-            "--log-interval": 10,
-            "--num-workers": 0,
-            "--distributed-world-size": 1,
-            **self.device,
+    def planned_updates(self) -> int:
+        if self.by_time:
+            return read_json(self.plan)["updates"]
+        return self.args.updates or self.config().optimization.max_update
+
+    def training(self, place: Path, updates: int, limits: Dict[str, Any]) -> Training:
+        settings = {
+            "model": self.model_name,
+            "model.share_all_embeddings": "true",
+            "common.seed": self.args.seed,
+            **overrides_of(updates, self.config()),
             **limits,
+            **dict(word.split("=", 1) for word in self.args.overrides),
         }
-        command = python("fairseq_cli.train", self.data / "data-bin", *words(options), *self.args.extra)
-        self.note(name, ["python", *command[1:]])
-        return watch(command, self.out / f"{name}.log")
+        return training(CONFIG, place, self.data, settings, self.args.cpu)
 
     def average(self) -> None:
-        last = RUN["averaged checkpoints"]
-        self.note("average", ["bash", "scripts/average.sh", str(self.out), "--last", str(last)])
-        average_last(self.out, last)
+        self.note("average", ["bash", "scripts/average.sh", str(self.out), "--last", str(AVERAGED)])
+        average_last(self.out, AVERAGED)
 
     def translate(self) -> None:
         def search(command: List[str], on_line: Callable[[str], None]) -> None:
             self.note("translate", ["python", *command[1:]])
             run(command, self.out / "translate.log", on_line)
 
-        found = best(self.data, self.model, "test", words({**DECODING, **self.device}), search)
+        options = flags(DECODING) + ([] if self.gpu() else ["--cpu"])
+        found = best(self.data, self.model, "test", options, search)
         write_text(self.hypotheses, "".join(line + "\n" for line in found))
 
     def score(self) -> None:
@@ -205,8 +187,6 @@ class Quickstart:
             "  \n".join(f"{name}: {column[i]}" for name, column in zip(names, lines)) for i in chosen
         )
         write_text(self.out / "examples.md", f"# Ten sentences of the test set\n\n{examples}\n")
-        draw(TrainingLog.read(self.out / "train.log"), self.out / "learning-curve.png", self.args.arch)
-
         data, training = read_json(self.data / "manifest.json"), read_json(self.trained)
         seconds = read_json(self.out / "seconds.json")
         seconds["training"] = max(seconds["training"], training["seconds"])  # of all sessions, when there were several
@@ -239,6 +219,12 @@ class Quickstart:
         say(f'now try: echo "Click OK to save the file." | bash scripts/translate.sh --model {quote([str(self.out)])}')
 
     # ---- what they need
+
+    @staticmethod
+    def config() -> Any:
+        from omegaconf import OmegaConf
+
+        return OmegaConf.load(str(Training.find_config(CONFIG)))
 
     def gpu(self) -> bool:
         import torch

@@ -97,13 +97,23 @@ class Training:
         return int(asked)
 
     def run(self) -> None:
-        several = self.nodes > 1  # machines, which share the folder and come one after the other at first
-        with alone(self.out, wait=several):
-            goes_on = self.check_settings(self.compose())
-            if goes_on and not several:
+        if self.nodes == 1:
+            with alone(self.out):
+                trained = self.go_on()
+        else:
+            with alone(self.out, wait=True):  # they share the folder, and come one after the other at first
+                trained = self.check_settings(self.compose())
+            if trained:
                 self.train(self.process())
-        if goes_on and several:
+        if trained and self.languages():
+            say(f"now: {quote(['bash', 'scripts/evaluate.sh', str(self.args.out or self.out)])}")
+
+    def go_on(self) -> bool:
+        """Train to the end on this machine, in a folder that is locked; whether there was more to train."""
+        goes_on = self.check_settings(self.compose())
+        if goes_on:
             self.train(self.process())
+        return goes_on
 
     def compose(self) -> Dict[str, Any]:
         """The configuration, without the places of this machine; keys that it does not list are added to it."""
@@ -146,8 +156,6 @@ class Training:
                 draw(log, self.out / "learning-curve.png", f"{self.out.name} ({self.config.stem})")
         figures = ", ".join(f"{key} {value}" for key, value in log.figures().items())
         say(f"{log.updates:,} updates done: {figures}")
-        if self.languages():
-            say(f"now: {quote(['bash', 'scripts/evaluate.sh', str(self.args.out or self.out)])}")
 
     def check_settings(self, composed: Dict[str, Any]) -> bool:
         """Whether there is more to train; refuses to go on as another experiment, and says what else has changed."""

@@ -33,8 +33,8 @@ def commands(out: Path, script: str) -> List[str]:
     return list(dict.fromkeys([*before, quote(["bash", script, *sys.argv[1:]])]))
 
 
-def train(config: str, place: Path, data: Path, settings: Dict[str, Any], cpu: bool) -> None:
-    """Train to the end: it goes on from the last checkpoint, and ends at once where all is done.
+def training(config: str, place: Path, data: Path, settings: Dict[str, Any], cpu: bool) -> Training:
+    """A training by one process. It goes on from the last checkpoint, and ends at once where all is done.
 
     Args:
         config: the name of a file in configs/.
@@ -46,4 +46,4 @@ def train(config: str, place: Path, data: Path, settings: Dict[str, Any], cpu: b
     overrides = [f"{key}={value}" for key, value in settings.items()]
     options = {"data": data, "out": place, "processes": 1, "cpu": cpu}
     options.update((name.replace("-", "_"), None) for name in MEETING)
-    Training(argparse.Namespace(config=config, overrides=overrides, **options)).run()
+    return Training(argparse.Namespace(config=config, overrides=overrides, **options))
