@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, NamedTuple, Sequence, Tuple
 
 from corpus import SPLITS  # isort: skip
-from common import Problem, differences, read_json, read_record, remove, sha256, versions, whole, write_json
-from progress import bar
+from luna_tools.progress import bar
+from luna_tools.run_folder import differences, read_record
+
+from fairseq_luna.errors import Problem
+from fairseq_luna.files import read_json, remove, sha256, whole, write_json
+from fairseq_luna.versions import versions
 
 Sample = Tuple[Any, str]  # the tokens of a text, (n,), and its class
 FILES = [

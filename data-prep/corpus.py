@@ -31,25 +31,15 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Op
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from common import (  # noqa: E402
-    USER_DIR,
-    Problem,
-    alone,
-    claim,
-    die_with_parent,
-    differences,
-    read_json,
-    read_lines,
-    remove,
-    run,
-    sha256,
-    versions,
-    whole,
-    write_json,
-)
-from progress import bar  # noqa: E402
+from luna_tools.paths import USER_DIR
+from luna_tools.processes import die_with_parent, run
+from luna_tools.progress import bar
+from luna_tools.run_folder import alone, claim, differences
 
-from fairseq_luna.text.recipes import RECIPES, MosesBPE, Recipe, SentencePiece  # noqa: E402
+from fairseq_luna.errors import Problem
+from fairseq_luna.files import read_json, read_lines, remove, sha256, whole, write_json
+from fairseq_luna.text.recipes import RECIPES, MosesBPE, Recipe, SentencePiece
+from fairseq_luna.versions import versions
 
 SPLITS = "train", "valid", "test"
 BLOCK = 2_000  # lines that go to a process at once, unless these have so many

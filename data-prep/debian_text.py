@@ -20,17 +20,11 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from common import (  # noqa: E402
-    Problem,
-    claim,
-    entry,
-    go_on_later,
-    quote,
-    read_json,
-    read_lines,
-    write_json,
-    write_text,
-)
+from luna_tools.console import entry, go_on_later, quote
+from luna_tools.run_folder import claim
+
+from fairseq_luna.errors import Problem
+from fairseq_luna.files import read_json, read_lines, write_json, write_text
 
 Pair = Tuple[str, str]  # English, and the other language
 HELD_OUT = 20  # one of so many goes to the test set, another to the validation set

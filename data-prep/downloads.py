@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
 
 from corpus import stamp  # isort: skip
-from common import Problem, read_json, remove, write_json
-from progress import bar
+from luna_tools.progress import bar
+
+from fairseq_luna.errors import Problem
+from fairseq_luna.files import read_json, remove, write_json
 
 
 class Archive(NamedTuple):

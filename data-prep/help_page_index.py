@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Set
 
 from debian_text import download, find, paragraphs, unpacked  # isort: skip
-from common import entry, whole
 from help_pages import INDEX, sentences
+from luna_tools.console import entry
+
+from fairseq_luna.files import whole
 
 # as the corpus has them
 PLAIN = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "−": "-"})

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Iterator, List, NamedTuple, Set, Tuple, Union
 
 from corpus import spread  # isort: skip
-from common import Problem
+from fairseq_luna.errors import Problem
 
 OPERATORS = "MAX", "MIN", "MED", "SM"
 WORDS = [*(f"[{name}" for name in OPERATORS), "]", *map(str, range(10))]

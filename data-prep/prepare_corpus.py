@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Dict, List
 
 from corpus import Corpus, Text, absolute, add_options, positive, settings_of, stamp, taken  # isort: skip
-from common import Problem, entry, go_on_later, read_json, sha256, write_json
-from testsets import can_name
+from luna_tools.console import entry, go_on_later
+from luna_tools.data.testsets import can_name
 
+from fairseq_luna.errors import Problem
+from fairseq_luna.files import read_json, sha256, write_json
 from fairseq_luna.text import recipes
 
 

@@ -13,7 +13,8 @@ from typing import Dict, Iterator, List, Set, Tuple
 from corpus import SPLITS, absolute, positive, taken  # isort: skip
 import help_pages
 from classification import Contents, Sample, prepared, source, write
-from common import entry, import_plugin
+from luna_tools.console import entry
+from luna_tools.machine import import_plugin
 
 # the folders of the help
 APPLICATIONS = {

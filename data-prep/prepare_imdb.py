@@ -16,9 +16,12 @@ from typing import Dict, Iterator, List, Optional, Tuple
 
 from corpus import absolute, positive, taken  # isort: skip
 from classification import Contents, Sample, prepared, write
-from common import Problem, entry, go_on_later, import_plugin
 from downloads import Archive, Downloads, add_mirror
-from progress import bar
+from luna_tools.console import entry, go_on_later
+from luna_tools.machine import import_plugin
+from luna_tools.progress import bar
+
+from fairseq_luna.errors import Problem
 
 ARCHIVE = Archive("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", "7c2ac02c03563afcf9b574c7e56c153a")
 CLASSES = "neg", "pos"

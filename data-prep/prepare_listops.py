@@ -12,8 +12,8 @@ from typing import Iterator
 
 from corpus import absolute, positive, taken  # isort: skip
 from classification import Contents, Sample, prepared, write
-from common import entry
 from listops import FULL, SHORT, WORDS, samples
+from luna_tools.console import entry
 
 SIZES = {
     False: {"train": 96_000, "valid": 2_000, "test": 2_000},

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Dict
 
 from corpus import Corpus, Text, add_options, apart, positive, settings_of, stamp, taken  # isort: skip
-from common import Problem, entry, go_on_later, read_json, read_lines, whole, write_json
 from downloads import Archive, Downloads, add_mirror
+from luna_tools.console import entry, go_on_later
+
+from fairseq_luna.errors import Problem
+from fairseq_luna.files import read_json, read_lines, whole, write_json
 
 SOURCE, TARGET = "en", "de"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from common import die_with_parent  # noqa: E402
+from luna_tools.processes import die_with_parent
 
 if __name__ == "__main__":
     os.environ["LOGLEVEL"] = "INFO"  # the counts in its log are read

@@ -48,8 +48,9 @@ def run(command, fails=False, **options):
 
 
 def script(name: str, *args) -> list:
-    """The words of a script of the checkout, such as scripts/train.py."""
-    return [sys.executable, str(ROOT / name), *map(str, args)]
+    """The words of a script of the checkout, by its module or its file: luna_tools.training.command."""
+    place = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
+    return [sys.executable, *place, *map(str, args)]
 
 
 def start(name: str, *args, **options) -> subprocess.Popen:

@@ -9,17 +9,14 @@ from argparse import Namespace
 import pytest
 import torch
 from commands import ENV, ROOT, USER_DIR, run
+from luna_tools.benchmark import counting, operators
+from luna_tools.benchmark.arm_names import arm
+from luna_tools.benchmark.command import QUICK
+from luna_tools.benchmark.measuring import Crew
+from luna_tools.benchmark.reporting import tabulate
 
 from fairseq_luna.modules.causal_attention import head_decays
 from fairseq_luna.ops.causal.attention import attend
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import counting  # noqa: E402
-import operators  # noqa: E402
-from arm_names import arm  # noqa: E402
-from benchmark import QUICK  # noqa: E402
-from measuring import Crew  # noqa: E402
-from reporting import tabulate  # noqa: E402
 
 
 def benchmark(*args, **options):

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,17 +18,15 @@ from commands import HANGS, ROOT, call, wait_until
 from fairseq.data import Dictionary, data_utils  # isort: skip
 from fairseq.tasks.sentence_prediction import SentencePredictionTask  # isort: skip
 
-sys.path[:0] = [str(ROOT / "data-prep"), str(ROOT / "scripts")]
+import classification
+import help_pages
+import listops
+import prepare_help_pages
+import prepare_imdb
+import prepare_listops
 
-import classification  # noqa: E402
-import help_pages  # noqa: E402
-import listops  # noqa: E402
-import prepare_help_pages  # noqa: E402
-import prepare_imdb  # noqa: E402
-import prepare_listops  # noqa: E402
-from common import Problem  # noqa: E402
-
-from fairseq_luna.data.byte_text import byte_dictionary, encode_bytes  # noqa: E402
+from fairseq_luna.data.byte_text import byte_dictionary, encode_bytes
+from fairseq_luna.errors import Problem
 
 SMALL = listops.Shape(5, 40, 4)
 SIZES = {"train": 130, "valid": 20, "test": 30}

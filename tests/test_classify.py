@@ -1,17 +1,12 @@
 """scripts/classify.sh: trainings of several arms, a table of them, and texts that are classified."""
 
 import json
-import sys
 
+import classification
 import pytest
-from commands import ROOT, call, outputs
+from commands import call, outputs
 
-sys.path.insert(0, str(ROOT / "data-prep"))
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import classification  # noqa: E402
-
-from fairseq_luna.data.byte_text import byte_dictionary, encode_bytes  # noqa: E402
+from fairseq_luna.data.byte_text import byte_dictionary, encode_bytes
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +28,15 @@ LETTERS = ((b"x", "a"), (b"y", "b"))
 def test_arms_are_trained_and_compared(data, tmp_path):
     out = tmp_path / "out"
     words = "--cpu", "--updates", 30, "--out", out
-    call("scripts/classify.py", data, *words, "--arms", "luna-16")
-    said = call("scripts/classify.py", data, *words, "--arms", "linformer", "luna-16")
+    call("luna_tools.classification.command", data, *words, "--arms", "luna-16")
+    said = call("luna_tools.classification.command", data, *words, "--arms", "linformer", "luna-16")
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert [run["arm"] for run in runs] == ["linformer", "luna-16"]
     assert all(run["accuracy"] == 1 and run["texts"] == 10 and run["updates"] == 30 for run in runs)
     report = (out / "report.md").read_text()
     assert "| 7 | luna-16 |" in report and "Always guessing a gives 50.00 %" in report and "| luna-16 |" in said
     text, told = outputs(
-        "scripts/classify.py", "--model", out / "7" / "luna-16" / "seed1", text="xxxx\n\nyyyyyyyyy\r\n"
+        "luna_tools.classification.command", "--model", out / "7" / "luna-16" / "seed1", text="xxxx\n\nyyyyyyyyy\r\n"
     )
     assert [line.split("\t")[0] for line in text.splitlines()] == ["a", "-", "b"]
     assert "line 3 has 9 tokens: its first 7 are read" in told
@@ -56,4 +51,4 @@ def test_arms_are_trained_and_compared(data, tmp_path):
     ],
 )
 def test_wrong_arguments(words, message):
-    assert message in call("scripts/classify.py", *words, code=2 if "--model" not in words else 1)
+    assert message in call("luna_tools.classification.command", *words, code=2 if "--model" not in words else 1)

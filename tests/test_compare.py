@@ -10,15 +10,12 @@ from pathlib import Path
 
 import pytest
 from commands import ENV, ROOT, interpreter, prepared, processes_with, run, script, stop_when, wait_until
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import compare as compare_script  # noqa: E402
-import compare_run  # noqa: E402
-import compare_study  # noqa: E402
-import gradients  # noqa: E402
-import plot_attention  # noqa: E402
-from common import entry  # noqa: E402
-from compare_pace import Pace, limits_of, updates_within  # noqa: E402
+from luna_tools.console import entry
+from luna_tools.inspection import gradients, plot_attention
+from luna_tools.study import command as compare_script
+from luna_tools.study import definition as compare_study
+from luna_tools.study import run as compare_run
+from luna_tools.study.pace import Pace, limits_of, updates_within
 
 STUDY = """
 config: quickstart
@@ -53,7 +50,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def compare(study: Path, data: Path, out: Path, *words) -> list:
-    return script("scripts/compare.py", study, "--data", data, "--out", out, "--cpu", *words)
+    return script("luna_tools.study.command", study, "--data", data, "--out", out, "--cpu", *words)
 
 
 @pytest.fixture
@@ -61,13 +58,13 @@ def here(monkeypatch, capfd):
     """A script in this process, which saves seconds of imports: what it said, and the message that it ended with."""
 
     def call_it(module, *words, fails=False) -> str:
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["a script", *map(str, words)])
         monkeypatch.setattr(compare_script, "go_on_later", lambda: None)
         monkeypatch.setattr(sys, "executable", interpreter())
         capfd.readouterr()
         ended: object = ""
         try:
-            entry(module.__name__, module.main)
+            entry("a script", module.main)
         except SystemExit as stop:
             ended = stop.code
         said = capfd.readouterr()
@@ -82,7 +79,7 @@ def compared(here):
     """compare.sh in this process."""
 
     def call_it(*command, fails=False) -> str:
-        return here(compare_script, *compare(*command)[2:], fails=fails)
+        return here(compare_script, *compare(*command)[3:], fails=fails)
 
     return call_it
 

@@ -20,11 +20,8 @@ from commands import ENV, HANGS, ROOT, call, processes_with, start, stop_when, w
 
 from fairseq.data import Dictionary, data_utils  # isort: skip
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from common import remove  # noqa: E402
-
-from fairseq_luna.text import recipes  # noqa: E402
+from fairseq_luna.files import remove
+from fairseq_luna.text import recipes
 
 PAIRS = 4500  # of the mirror: several blocks of lines
 LEARNT = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}
@@ -518,7 +515,6 @@ def test_limit_takes_the_first_pairs_of_each_archive(own_server, tmp_path):
 
 def test_official_archives_are_told_from_others(own_server, tmp_path):
     """By the sums that the product holds; here those of a mirror's files stand for them."""
-    sys.path.insert(0, str(ROOT / "data-prep"))
     from corpus import Text
     from downloads import Archive, Downloads
     from prepare_wmt14 import check_lines
@@ -624,7 +620,6 @@ def test_older_data_is_sentencepiece(finished, tmp_path):
 
 def test_tar_is_read_as_a_stream(tmp_path):
     """Members with ./ before their names, as some archives have them, are found."""
-    sys.path.insert(0, str(ROOT / "data-prep"))
     from corpus import Text
 
     mirror.pack(tmp_path / "a.tgz", {"./other": "x\n", "./dir/text.en": "1\n\n3"})

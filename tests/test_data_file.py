@@ -5,19 +5,17 @@ import io
 import json
 import lzma
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
+import prepare_corpus
 import pytest
-from commands import ROOT, prepared
+from commands import prepared
+from luna_tools.data.packed import SUMS, contents, pack, unpacked
+from luna_tools.data.testsets import split_of, test_sets
 
-for folder in "scripts", "data-prep":
-    sys.path.insert(0, str(ROOT / folder))
-import prepare_corpus  # noqa: E402
-from common import Problem, sha256  # noqa: E402
-from data_file import SUMS, contents, pack, unpacked  # noqa: E402
-from testsets import split_of, test_sets  # noqa: E402
+from fairseq_luna.errors import Problem
+from fairseq_luna.files import sha256
 
 test_sets.__test__ = False  # type: ignore[attr-defined]  it is no test
 

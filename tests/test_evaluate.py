@@ -13,16 +13,15 @@ import pytest
 import torch
 from commands import ROOT, call, fairseq
 from commands import run as run_command
+from luna_tools.evaluation.evaluate import architecture
+from luna_tools.evaluation.scores import score
+from luna_tools.training import average as average_checkpoints
+from luna_tools.training.average import average_last
 from omegaconf import OmegaConf
 
+from fairseq_luna.errors import Problem
+from fairseq_luna.files import read_lines, sha256
 from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES, CONFIGS
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import average_checkpoints  # noqa: E402
-from average_checkpoints import average_last  # noqa: E402
-from common import Problem, read_lines, sha256  # noqa: E402
-from evaluate import architecture  # noqa: E402
-from scores import score  # noqa: E402
 
 ENGLISH = "the red-white flag old house click save file menu open window".split()
 GERMAN = "die rot-weiße Fahne alt Haus klicken speichern Datei Menü öffnen Fenster".split()
@@ -36,7 +35,7 @@ DIMENSIONS += ["--encoder-layers", "1", "--decoder-layers", "1", "--share-all-em
 
 
 def evaluate(folder: Path, *args, **options) -> str:
-    return call("scripts/evaluate.py", folder, "--beam", "4", "--cpu", *args, **options)
+    return call("luna_tools.evaluation.evaluate", folder, "--beam", "4", "--cpu", *args, **options)
 
 
 def report(folder: Path) -> dict:
@@ -45,6 +44,9 @@ def report(folder: Path) -> dict:
 
 def contents(folder: Path) -> dict:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+SEARCH = "PYTHONPATH=scripts:data-prep python -m luna_tools.evaluation.process generate "
 
 
 def saved(run: Path, updates: int) -> Path:
@@ -111,7 +113,7 @@ def test_report(finished):
     assert found["model"]["average of"] == [saved(finished, updates).name for updates in (62, 93)]
     assert found["data"]["recipe"] == "sentencepiece" and found["data"]["official test set"] == "unknown"
     command = found["decoding"]["command"]
-    assert "sacrebleu" in found["versions"] and command.startswith("python scripts/generate_process.py generate ")
+    assert "sacrebleu" in found["versions"] and command.startswith(SEARCH)
     shown = (finished / "evaluation" / "table.md").read_text(encoding="utf-8")
     assert f"| {found['scores']['BLEU']['score']:.2f} ± " in shown and "(paper)" not in shown
     assert (finished / "evaluation" / "bleu-by-length.png").read_bytes().startswith(b"\x89PNG")
@@ -195,9 +197,9 @@ def test_as_many_hypotheses_as_references(copy):
         path = copy / "data" / "raw" / f"test.{lang}"
         path.write_text(path.read_text(encoding="utf-8") + "x\n", encoding="utf-8")
         if lang == "en":
-            said = call("scripts/generate.py", copy, "--cpu", "--beam", "1", code=1)
+            said = call("luna_tools.evaluation.generate", copy, "--cpu", "--beam", "1", code=1)
             assert "test.en has 21 lines" in said and "test.de has 20" in said
-    said = call("scripts/generate.py", copy, "--cpu", "--beam", "1", code=1)
+    said = call("luna_tools.evaluation.generate", copy, "--cpu", "--beam", "1", code=1)
     assert "20 hypotheses came for the 21 references" in said and "prepare the data again" in said
     assert not list((copy / "generated").glob("*.de"))
 
@@ -250,9 +252,9 @@ def test_curve_over_tokens_per_slot(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run, symlinks=True)
     words = run, "--cpu", "--beam", 2, "--tokens-per-slot"
-    call("scripts/slot_curve.py", *words, 1, 3)
+    call("luna_tools.evaluation.slot_curve", *words, 1, 3)
     before = (run / "slots" / "test.beam2.lenpen1.tokens-per-slot3.de").stat().st_mtime_ns
-    said = call("scripts/slot_curve.py", *words, 3, 1, 2)
+    said = call("luna_tools.evaluation.slot_curve", *words, 3, 1, 2)
     assert said.count("is there already") == 2
     assert (run / "slots" / "test.beam2.lenpen1.tokens-per-slot3.de").stat().st_mtime_ns == before
     points = json.loads((run / "slots" / "report.json").read_text(encoding="utf-8"))["points"]
@@ -260,13 +262,13 @@ def test_curve_over_tokens_per_slot(finished, tmp_path):
     assert len({point["sha256"] for point in points}) > 1 and all(point["speed"]["where"] for point in points)
     assert "| 1 | " in (run / "slots" / "report.md").read_text(encoding="utf-8")
     assert (run / "slots" / "slots.png").read_bytes().startswith(b"\x89PNG")
-    assert "must be at least 1, but is 0.5" in call("scripts/slot_curve.py", *words, 0.5, code=2)
-    said = call("scripts/slot_curve.py", *words, 1, "--", "--model-overrides", "{}", code=2)
+    assert "must be at least 1, but is 0.5" in call("luna_tools.evaluation.slot_curve", *words, 0.5, code=2)
+    said = call("luna_tools.evaluation.slot_curve", *words, 1, "--", "--model-overrides", "{}", code=2)
     assert "--model-overrides cannot be given after --" in said
 
 
 def test_a_curve_needs_slots(finished, tmp_path):
-    import slot_curve
+    from luna_tools.evaluation import slot_curve
 
     state = torch.load(str(finished / "model.pt"), weights_only=False)
     state["cfg"]["model"] = Namespace(arch="transformer")
@@ -371,26 +373,26 @@ def test_average_of_checkpoints_without_an_optimiser(finished, tmp_path, average
 def test_moses_bpe(tmp_path):
     """Pieces of the other recipe come out as text again, from generate.sh and translate.sh alike."""
     train(prepare(tmp_path, "moses-bpe"), tmp_path / "run", 30)
-    call("scripts/average_checkpoints.py", tmp_path / "run", "--last", "1")
-    call("scripts/generate.py", tmp_path / "run", "--cpu", "--beam", "1", "--lenpen", "1")
+    call("luna_tools.training.average", tmp_path / "run", "--last", "1")
+    call("luna_tools.evaluation.generate", tmp_path / "run", "--cpu", "--beam", "1", "--lenpen", "1")
     generated = (tmp_path / "run" / "generated" / "test.beam1.lenpen1.de").read_text(encoding="utf-8")
     assert len(generated.split("\n")) == 21 and "@" not in generated and "Haus" in generated
     source = tmp_path / "data" / "raw" / "test.en"
     options = ["--cpu", "--beam", "1", "--model", tmp_path / "run", source]
     # the length at which fairseq cuts off what does not end depends on the batch
-    for ours, theirs in zip(call("scripts/translate.py", *options).split("\n"), generated.split("\n")):
+    for ours, theirs in zip(call("luna_tools.evaluation.translate", *options).split("\n"), generated.split("\n")):
         assert ours.startswith(theirs) or theirs.startswith(ours)
 
 
 def test_bad_arguments(tmp_path):
     assert f"there is no folder {tmp_path / 'none'}" in evaluate(tmp_path / "none", code=1)
     assert "holds no prepared data" in evaluate(tmp_path, code=1)
-    assert "average.sh" in call("scripts/generate.py", tmp_path, code=1)
+    assert "average.sh" in call("luna_tools.evaluation.generate", tmp_path, code=1)
     assert "--lenpen" in evaluate(tmp_path, "--lenpen", "1", "--sweep", code=2)
-    assert "must be at least 1, but is 0" in call("scripts/average_checkpoints.py", tmp_path, "--last", "0", code=2)
+    assert "must be at least 1, but is 0" in call("luna_tools.training.average", tmp_path, "--last", "0", code=2)
     assert "--sweep" in evaluate(tmp_path, "--lenpens", "1", code=2)
     if not torch.cuda.is_available():
-        assert "--fp16 needs a GPU" in call("scripts/generate.py", tmp_path, "--fp16", code=1)
+        assert "--fp16 needs a GPU" in call("luna_tools.evaluation.generate", tmp_path, "--fp16", code=1)
 
 
 def test_folder_in_use_is_refused(tmp_path):

@@ -8,14 +8,12 @@ import zipfile
 
 import pytest
 from commands import ENV, HANGS, ROOT, processes_with, run, wait_until
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import gpu_check  # noqa: E402
-from gpu_parts import GOALS, PARTS, TESTS, Goal, is_met, ratio, summarise  # noqa: E402
+from luna_tools.benchmark import gpu_check
+from luna_tools.benchmark.gpu_parts import GOALS, PARTS, TESTS, Goal, is_met, ratio, summarise
 
 
 def check(*args, **options):
-    return run([sys.executable, ROOT / "scripts" / "gpu_check.py", *map(str, args)], **options)
+    return run([sys.executable, "-m", "luna_tools.benchmark.gpu_check", *map(str, args)], **options)
 
 
 @pytest.mark.release
@@ -166,4 +164,4 @@ def test_a_python_that_sees_a_gpu_is_taken_as_it_is(tmp_path):
         check=True,
         encoding="utf-8",
     ).stdout
-    assert shown == f"runs {ROOT}/scripts/gpu_check.py --only operator\n"
+    assert shown == "runs -m luna_tools.benchmark.gpu_check --only operator\n"

@@ -4,16 +4,15 @@ import json
 import sys
 
 import pytest
-from commands import ROOT, WORDS, interpreter
+from commands import WORDS, interpreter
 
 
 @pytest.fixture
 def language_models(monkeypatch):
     """The script's own class by words of the command line, within this process: imports take most of the time."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(sys, "executable", interpreter())
-    from language_model import LanguageModels, parse_args
+    from luna_tools.language_model.command import LanguageModels, parse_args
 
     def made(*words):
         monkeypatch.setattr(sys, "argv", ["language-model.sh", *map(str, words)])
@@ -63,7 +62,7 @@ def test_quick_end_to_end(language_models, text, tmp_path, capsys):
     ]
     assert sum(" | " in line for line in (out / "continuations.txt").read_text().splitlines()) == 22
 
-    from common import Problem
+    from fairseq_luna.errors import Problem
 
     with pytest.raises(Problem, match="--updates was 4, now 5.*another --out"):
         language_models(*words, "--updates", 5).run()
@@ -80,7 +79,7 @@ def test_what_it_refuses(language_models, text, tmp_path, capsys):
             language_models(*words)
         assert message in capsys.readouterr().err
 
-    from common import Problem
+    from fairseq_luna.errors import Problem
 
     with pytest.raises(Problem, match="there is no .*train.de: give --text a folder with train.de, valid.de, test.de"):
         language_models("--text", text, "--lang", "de", "--out", tmp_path / "run").run()

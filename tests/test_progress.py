@@ -1,14 +1,10 @@
 """What the scripts read out of fairseq's log of a training."""
 
 import math
-import sys
 
 import pytest
-from commands import ROOT
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from progress import TrainingLog, draw  # noqa: E402
+from luna_tools.plots import draw
+from luna_tools.progress import TrainingLog
 
 TRANSLATION = """\
 2026-01-01 00:00:00 | INFO | fairseq_cli.train | num. shared model params: 1,234 (num. trained: 1,234)

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,17 @@ from omegaconf import OmegaConf
 import fairseq_luna  # torch loads fairseq's checkpoints once this is imported
 
 ARCH = "luna_transformer_tiny_local"
+SHORT = "optimization.lr=[0.004]", "dataset.max_valid_steps=3"
 SENTENCE = "Click OK to save the file."
 
 
 def quickstart(out: Path, *args) -> list:
-    short = "--lr", "0.004", "--max-tokens", "1024", "--max-valid-steps", "3"
-    return ["scripts/quickstart.py", "--updates", "20", "--cpu", "--out", out, *args, "--", *short]
+    return ["luna_tools.quickstart.command", *SHORT, "--updates", "20", "--cpu", "--out", out, *args]
 
 
 def translate(model: Path, *args, **options):
     """translate.sh: the bytes that it wrote, and what it said on stderr."""
-    out, err = outputs("scripts/translate.py", "--cpu", "--model", model, *args, encoding=None, **options)
+    out, err = outputs("luna_tools.evaluation.translate", "--cpu", "--model", model, *args, encoding=None, **options)
     return out, err.decode()
 
 
@@ -45,7 +44,8 @@ def test_report(finished):
     assert report["BLEU"]["score"] >= 0 and "tok:13a" in report["BLEU"]["signature"]
     assert 0 < report["chrF"]["score"] < 100 and "nc:6" in report["chrF"]["signature"]
     assert 1 < report["best valid nll (nats per piece)"] < 9
-    assert "--encoder-layers" in report["commands"]["train"] and "--max-update 20" in report["commands"]["train"]
+    assert report["commands"]["train"].startswith(f"bash scripts/train.sh quickstart model={ARCH} ")
+    assert " optimization.max_update=20 " in report["commands"]["train"]
     assert set(report["seconds"]) >= {"data", "training", "average", "translation", "score"}
     assert report["data"]["lines"]["test.de"] == 1500
     assert report["data"]["lines that do not survive pieces and back"] == 0
@@ -106,8 +106,8 @@ def test_failing_command_shows_its_log(finished, tmp_path):
     for name in "data", "settings.json":
         path = finished / name
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / name)
-    _, err = outputs(*quickstart(tmp_path), "--no-such-flag", code=1)
-    assert "the last lines of" in err and "--no-such-flag" in err
+    _, err = outputs(*quickstart(tmp_path, "optimizer.adam_betas=x"), code=1)
+    assert "the last lines of" in err and "name 'x' is not defined" in err
 
 
 def test_unknown_arch(tmp_path):
@@ -123,10 +123,8 @@ def test_other_arch_of_the_same_dimensions(finished, tmp_path):
     other = quickstart(tmp_path / "run", "--arch", "transformer")
     stop_when((tmp_path / "run" / "checkpoints" / "checkpoint_last.pt").exists, start(*other), signal.SIGTERM)
     ours, theirs = (json.loads((run / "commands.json").read_text())["train"] for run in (finished, tmp_path / "run"))
-    assert f"--arch {ARCH} " in ours and "--arch transformer " in theirs
-    assert "--encoder-ffn-embed-dim 512" in theirs and "ffn" not in ours  # its own
-    ours, theirs = (command[command.index("--task") :].partition("--save-dir")[0] for command in (ours, theirs))
-    assert ours == theirs
+    ours, theirs = (command.partition(" --data ")[0] for command in (ours, theirs))
+    assert f" model={ARCH} " in ours and ours.replace(ARCH, "transformer_quickstart") == theirs
     out, err = translate(tmp_path / "run", "--beam", "1", text=SENTENCE.encode())
     assert out.endswith(b"\n") and "is not finished" in err
 
@@ -187,27 +185,29 @@ def test_help_needs_no_environment():
         assert b"usage: " + os.path.basename(script).encode() in shown.stdout
 
 
-def test_yaml_trains_what_the_quickstart_does():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from quickstart import DIMENSIONS, RUN, TRAINING
+def test_at_its_usual_length_it_is_the_yaml():
+    from luna_tools.quickstart.settings import AVERAGED, overrides_of
 
     yaml = OmegaConf.load(ROOT / "configs" / "quickstart.yaml")
-    model = OmegaConf.load(ROOT / "configs" / "model" / f"{ARCH}.yaml")
-    flags = {}
-    for group in (model, *(yaml[name] for name in yaml if name != "defaults")):
-        names = (name for name in group if not OmegaConf.is_missing(group, name) and name not in ("save_dir", "seed"))
-        flags.update({f"--{name.replace('_', '-')}": group[name] for name in names})
-    assert (yaml.task._name, yaml.criterion._name) == (TRAINING["--task"], TRAINING["--criterion"])
-    assert (yaml.optimizer._name, yaml.lr_scheduler._name) == (TRAINING["--optimizer"], TRAINING["--lr-scheduler"])
-    assert yaml.optimization.lr == [TRAINING["--lr"]]
-    assert (yaml.optimization.max_update, yaml.lr_scheduler.warmup_updates) == (RUN["updates"], RUN["warmup"])
-    interval = RUN["updates"] // RUN["validations"]
-    assert yaml.dataset.validate_interval_updates == yaml.checkpoint.save_interval_updates == interval
-    named = {"--task", "--criterion", "--optimizer", "--lr-scheduler", "--lr"}
-    follows = {"--decoder-embed-dim": "--encoder-embed-dim"}
-    feed_forward = "--encoder-ffn-embed-dim", "--decoder-ffn-embed-dim"
-    for flag, value in {**DIMENSIONS, **TRAINING}.items():
-        # the one is given on the command line, the other the architecture's own, for as many parameters
-        if flag not in named and flag not in ("--share-all-embeddings", *feed_forward):
-            ours = flags[flag] if flags[flag] is not None else flags[follows[flag]]
-            assert ours == (True if value is None else value), flag
+    settled = overrides_of(yaml.optimization.max_update, yaml)
+    listed = {key: OmegaConf.select(yaml, key) for key in settled}
+    assert sum(value is not None for value in listed.values()) == 6
+    for key, value in settled.items():
+        assert listed[key] is None or key == "common.log_interval" or str(listed[key]) == str(value), key
+    assert yaml.defaults[0].model == ARCH and yaml.checkpoint.keep_interval_updates == AVERAGED
+
+
+def test_a_short_training_climbs_no_faster():
+    from luna_tools.quickstart.settings import overrides_of
+
+    yaml = OmegaConf.load(ROOT / "configs" / "quickstart.yaml")
+    short = overrides_of(600, yaml)
+    assert short["lr_scheduler.warmup_updates"] == 150 and short["optimization.lr"] == "[0.001]"
+    assert short["dataset.validate_interval_updates"] == short["checkpoint.save_interval_updates"] == 30
+
+
+def test_the_transformer_is_of_the_same_size():
+    models = [OmegaConf.load(ROOT / "configs" / "model" / f"{name}.yaml") for name in (ARCH, "transformer_quickstart")]
+    for name in "embed_dim", "layers", "attention_heads", "normalize_before":
+        assert len({model[f"encoder_{name}"] for model in models}) == 1, name
+    assert models[0].dropout == models[1].dropout

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import ENV, ROOT, interpreter, run, stop_when
+from commands import ENV, interpreter, run, stop_when
 from mirror import make, serve
 
 SMALL = "optimization.max_update=30", "dataset.max_tokens=1024", "checkpoint.save_interval_updates=10"
@@ -21,7 +21,7 @@ def mirror(tmp_path_factory):
 
 
 def replicate(out: Path, mirror, *words) -> list:
-    command = [interpreter(), str(ROOT / "scripts" / "replicate_wmt14.py"), "--out", str(out), "--smoke"]
+    command = [interpreter(), "-m", "luna_tools.replicate", "--out", str(out), "--smoke"]
     return [*command, "--mirror", mirror.url, *words, *SMALL]
 
 

@@ -4,15 +4,20 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from luna_tools.evaluation.scores import (
+    by_length,
+    compare,
+    compound_split,
+    compound_split_bleu,
+    has_todays_lengths,
+    score,
+)
+from luna_tools.plots import draw_by_length
+from luna_tools.study.report import BY_WORDS, mean_by_length
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-from common import Problem  # noqa: E402
-from compare_report import BY_WORDS, mean_by_length  # noqa: E402
-from progress import draw_by_length  # noqa: E402
-from scores import by_length, compare, compound_split, compound_split_bleu, has_todays_lengths, score  # noqa: E402
+from fairseq_luna.errors import Problem
 
 HYPOTHESES = ["Die rot-weiße Fahne weht im Wind.", "Das Haus war leer."]
 REFERENCES = ["Die rot-weiße Fahne weht im starken Wind.", "Das Haus ist leer."]

@@ -8,14 +8,12 @@ import sys
 import pytest
 from commands import ENV, ROOT
 from fairseq import options
+from luna_tools.inspection import settings_page as write_settings
 from omegaconf import OmegaConf
 
 from fairseq_luna.__main__ import main
 from fairseq_luna.models.checks import flag
 from fairseq_luna.settings import ARCHITECTURES, CONFIGS, DESCRIPTIONS, GROUPS, OTHERS, groups_of, settings_of, text
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import write_settings  # noqa: E402
 
 MODEL = ROOT / "configs" / "model"
 

@@ -23,16 +23,15 @@ from commands import (
     prepared,
     processes_with,
     run,
+    script,
     stop_when,
     wait_until,
     writer_stopped,
 )
+from luna_tools.training.settings import EXPERIMENT
 from omegaconf import OmegaConf
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
-
-sys.path.insert(0, str(ROOT / "scripts"))
-from train import EXPERIMENT  # noqa: E402
 
 CONFIGS = ROOT / "configs"
 DOCS = ROOT / "docs" / "wmt14.md"
@@ -46,7 +45,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def train(data: Path, out: Path, *words) -> list:
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "wmt14_adam", "--data", str(data), "--out", str(out)]
+    command = script("luna_tools.training.command", "wmt14_adam", "--data", data, "--out", out)
     return [*command, "layout=smoke", "dataset.max_tokens=256", "optimization.max_update=12", *map(str, words)]
 
 
@@ -174,7 +173,8 @@ def test_killed_training_leaves_nothing_at_work_and_goes_on(data, tmp_path, how,
 SIGNALLED = """
 import os, signal, sys
 from pathlib import Path
-from common import entry, go_on_later, run
+from luna_tools.console import entry, go_on_later
+from luna_tools.processes import run
 
 os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
 go_on_later()
@@ -183,9 +183,8 @@ entry("train", lambda: run([sys.executable, "-c", ""], Path("log")))
 
 
 def test_a_signal_while_a_command_begins_is_not_lost(tmp_path):
-    env = {**ENV, "PYTHONPATH": str(ROOT / "scripts")}
     command = [sys.executable, "-c", SIGNALLED]
-    done = subprocess.run(command, env=env, cwd=str(tmp_path), capture_output=True, timeout=HANGS)
+    done = subprocess.run(command, env=ENV, cwd=str(tmp_path), capture_output=True, timeout=HANGS)
     assert done.returncode == 130 and done.stderr == b"\ntrain: stopped; the same command goes on from here\n"
 
 
@@ -312,7 +311,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("words, message", REFUSED.values(), ids=REFUSED)
 def test_bad_input_is_refused(data, tmp_path, words, message):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *words]
+    command = [sys.executable, "-m", "luna_tools.training.command", *words]
     done = run([*command, "--cpu", "--data", str(data), "--out", str(tmp_path / "run")], fails=True)
     assert message in done.stderr
     assert "Traceback" not in done.stderr or "the last lines of" in done.stderr
@@ -332,7 +331,7 @@ def test_settings_that_the_yaml_does_not_list(data, tmp_path):
 
 
 def test_folder_without_data_is_refused(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "wmt14_paper", "--data", str(tmp_path)]
+    command = [sys.executable, "-m", "luna_tools.training.command", "wmt14_paper", "--data", str(tmp_path)]
     assert "holds no data-bin/" in run([*command, "--out", str(tmp_path / "run")], fails=True).stderr
 
 
@@ -372,7 +371,7 @@ def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path
     torch.save(state, str(last))
     words = "optimization.update_freq=[2]", *NO_DROPOUT
     done = run(train(data, tmp_path / "old", *words, "model.pack_values=unprojected"), fails=True)
-    assert "model.pack_values was 'projected', now 'plain'" in done.stderr
+    assert "model.pack_values was 'projected', now 'unprojected'" in done.stderr
     neither = "model.checkpoint_activations=true", "task.eval_bleu=true", "dataset.max_valid_steps=1"
     said = run(train(data, tmp_path / "old", *words, *neither, "optimization.max_update=13")).stdout
     assert "optimization.max_update was 12, now 13" in said and "pack_values" not in said
@@ -404,7 +403,7 @@ task: {_name: translation, data: "???", source_lang: en, target_lang: de}
 def test_a_yaml_that_names_an_architecture(data, tmp_path):
     """It is that one, and stays so when it goes on. Another model under its name does not go on."""
     (tmp_path / "own.yaml").write_text(OWN)
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), str(tmp_path / "own.yaml"), "--cpu"]
+    command = [sys.executable, "-m", "luna_tools.training.command", str(tmp_path / "own.yaml"), "--cpu"]
     command += ["--data", str(data), "--out", str(tmp_path / "run")]
     run(command)
     state = checkpoint(tmp_path / "run")
@@ -415,7 +414,7 @@ def test_a_yaml_that_names_an_architecture(data, tmp_path):
     state["cfg"]["model"].update(cross_attention="packed", arch="luna_transformer_tiny")
     torch.save(state, str(tmp_path / "run" / "checkpoints" / "checkpoint_last.pt"))
     refused = run([*command, "optimization.max_update=3"], fails=True).stderr
-    assert "model.cross_attention was 'packed', now 'full'" in refused and "another --out" in refused
+    assert "model.cross_attention was 'packed', now 'softmax'" in refused and "another --out" in refused
 
 
 def test_another_experiment_does_not_go_on_in_a_folder(data, one_process, tmp_path):

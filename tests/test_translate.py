@@ -11,23 +11,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, call, fairseq, prepared, run, start, stop_when
+from commands import call, fairseq, prepared, run, start, stop_when
 
 import fairseq_luna  # noqa: F401  torch loads fairseq's checkpoints once this is imported
 
 from fairseq.data import Dictionary, data_utils  # isort: skip
 
-sys.path.insert(0, str(ROOT / "scripts"))
-import generate as generate_script  # noqa: E402
-import plot_attention  # noqa: E402
-import translate as translate_script  # noqa: E402
-from average_checkpoints import average_files  # noqa: E402
-from common import Problem, read_lines  # noqa: E402
-from decoding import Hypothesis, possible, rows  # noqa: E402
+from luna_tools.evaluation import generate as generate_script
+from luna_tools.evaluation import translate as translate_script
+from luna_tools.evaluation import translation as whole_translation
+from luna_tools.evaluation.decoding import Hypothesis, possible, rows
+from luna_tools.evaluation.search import search_by
+from luna_tools.evaluation.texts import write_sources
+from luna_tools.inspection import plot_attention
+from luna_tools.training.average import average_files
 
-from fairseq_luna import Translator  # noqa: E402
-from fairseq_luna.generation.results import Source  # noqa: E402
-from fairseq_luna.text import recipes  # noqa: E402
+from fairseq_luna import Translator
+from fairseq_luna.errors import Problem
+from fairseq_luna.files import read_lines
+from fairseq_luna.generation.results import Source
+from fairseq_luna.text import recipes
 
 POSITIONS = 64  # of the models: the longest source and target in training
 MODELS = {
@@ -78,7 +81,7 @@ def translate(monkeypatch, capfdbinary):
 
 def generate(*args, **options) -> str:
     """generate.sh: what it said."""
-    return call("scripts/generate.py", "--cpu", *args, **options)
+    return call("luna_tools.evaluation.generate", "--cpu", *args, **options)
 
 
 def text_of(runs: Path, name: str) -> list:
@@ -229,7 +232,7 @@ def test_a_sentence_longer_than_a_batch(runs):
         raise Problem("this command failed")
 
     with pytest.raises(Problem, match="more pieces than a batch .*max_tokens=8.*: give a larger --max-tokens"):
-        generate_script.search_by([], runs / "data", runner, Namespace(n=0, total=1))
+        search_by([], runs / "data", runner, Namespace(n=0, total=1))
 
 
 @pytest.fixture
@@ -243,7 +246,7 @@ def commanded(monkeypatch):
             given.extend(command)
             return {number: [Hypothesis(0, "")] for number in range(shown.total)}
 
-        monkeypatch.setattr(generate_script, "search_by", search)
+        monkeypatch.setattr(whole_translation, "search_by", search)
         monkeypatch.setattr(generate_script, "go_on_later", lambda: None)
         monkeypatch.setattr(sys, "argv", ["generate.py", str(run), *map(str, words)])
         generate_script.main()
@@ -287,7 +290,7 @@ def test_sources_of_the_training_set(runs, tmp_path):
     recipe, path = recipes.load(data), tmp_path / "train.en"
 
     def write(place: Path) -> list:
-        generate_script.write_sources(data, recipe, place, ours)
+        write_sources(data, recipe, place, ours)
         return list(read_lines(place))
 
     first = write(path)
@@ -453,7 +456,7 @@ def test_distillation(runs, tmp_path):
 
     parts = [*options, "--part", 100, "--max-tokens", 200]
     first, second = (out.with_name(out.name + ".parts") / name for name in "01")
-    said = stop_when(first.exists, start("scripts/generate.py", "--cpu", *parts), signal.SIGINT)[1]
+    said = stop_when(first.exists, start("luna_tools.evaluation.generate", "--cpu", *parts), signal.SIGINT)[1]
     assert "the same command goes on from here" in said
     assert not second.exists() and not out.exists()
     number, score, text = first.read_text(encoding="utf-8").splitlines()[0].split("\t")
@@ -475,5 +478,5 @@ def test_distillation(runs, tmp_path):
     assert list(read_lines(student / "raw" / "train.de")) == [text for text in expected if text]
     words = "model=luna_transformer_tiny", "model.share_all_embeddings=true", "model.encoder_embed_dim=32"
     words += "optimization.max_update=2", "--cpu", "--data", student, "--out", tmp_path / "student"
-    call("scripts/train.py", "quickstart", *words)
+    call("luna_tools.training.command", "quickstart", *words)
     assert (tmp_path / "student" / "checkpoints" / "checkpoint_last.pt").exists()

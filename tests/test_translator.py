@@ -450,9 +450,7 @@ def test_the_commands_take_it(folders, luna, tmp_path, monkeypatch, capfdbinary)
         script.main()
         return capfdbinary.readouterr().out.decode()
 
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import pack
-    import translate
+    from luna_tools.evaluation import pack, translate
 
     said = call(pack, folders / "untied", "--out", tmp_path / "model.tar.gz")
     assert said.endswith("model.tar.gz: luna_transformer, in-out, 0.1 MB\n")
