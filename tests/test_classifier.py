@@ -93,6 +93,13 @@ def test_settings_that_make_no_model(settings, message):
         build(**settings)
 
 
+def test_settings_without_effect_are_told(caplog):
+    build(encoder_self_attention="linformer", linformer_length=4, tokens_per_slot=2.0, most_tokens_per_slot=4.0)
+    build(linformer_length=4, pack_bias="gaussian", tokens_per_slot=2.0)
+    told = [said.split(" has no effect")[0] for said in caplog.messages]
+    assert told == ["--tokens-per-slot 2.0", "--most-tokens-per-slot 4.0", "--linformer-length 4"]
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_architectures_build(arch):
     task = Namespace(source_dictionary=byte_dictionary(), label_dictionary=classes("a", "b"))

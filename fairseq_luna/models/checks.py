@@ -175,6 +175,21 @@ def check_choices(values: Dict[str, Any], rows: Iterable[Tuple[str, Sequence[str
             raise ValueError(f"{flag(name)} {values[name]!r} is unknown; choose from {', '.join(choices)}.")
 
 
+def tell_unread(cfg: Any, read: Dict[str, bool], follows: Dict[str, str]) -> None:
+    """Warns of settings other than the defaults that nothing in the model reads.
+
+    Args:
+        cfg: complete settings, a dataclass.
+        read: whether the model reads each of these settings.
+        follows: as in `completed`.
+    """
+    for name, is_read in read.items():
+        usual = getattr(cfg, follows[name]) if name in follows else cfg.__dataclass_fields__[name].default
+        value = getattr(cfg, name)
+        if not is_read and value != usual:
+            logger.warning(f"{flag(name)} {value} has no effect: nothing in this model reads it.")
+
+
 def kept_layers(name: str, given: Any, layers: int) -> Optional[List[int]]:
     """The numbers in a setting such as `encoder_layers_to_keep`, ascending; None for all of so many layers.
 
