@@ -1,4 +1,4 @@
-"""`python -m fairseq_luna`: the folder to give to fairseq's --user-dir, and what there is to set."""
+"""`python -m fairseq_luna`: the folder to give to fairseq's --user-dir, what works here, and what there is to set."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from .check import check
 from .versions import __version__, differences, require_fairseq, versions
 
 
@@ -18,6 +19,9 @@ def main() -> int:
         "--versions", action="store_true", help="print the versions found and whether they were tested together"
     )
     parser.add_argument(
+        "--check", action="store_true", help="train and translate with a very small model, and tell what works here"
+    )
+    parser.add_argument(
         "--settings",
         nargs="?",
         const="luna_transformer",
@@ -27,6 +31,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.versions:
         return report()
+    if args.check:
+        return check()
     if args.settings:
         return list_settings(args.settings)
     print(Path(__file__).resolve().parent)

@@ -17,6 +17,7 @@ ALLOWED = {
     "models": {"ops", "modules", "data"},
     "optim": set(),
     "tasks": {"data"},
+    "check": {"versions", "ops", "models", "text", "generation"},
     "text": {"errors", "files"},
     "generation": {"errors", "files", "versions", "compat", "models", "text"},
 }
