@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .check import check
-from .versions import __version__, differences, require_fairseq, versions
+from .versions import __version__, require_fairseq, verdict, versions
 
 
 def main() -> int:
@@ -43,12 +43,7 @@ def report() -> int:
     """Print the versions found; 1 where fairseq cannot be used."""
     for name, version in {"fairseq_luna": __version__, **versions()}.items():
         print(f"{name:<14} {version}")
-    apart = differences()
-    if apart:
-        listed = ", ".join(f"{name} {version}" for name, version in apart.items())
-        print(f"This combination is not tested; the nearest one that is has {listed}.")
-    else:
-        print("This combination is tested.")
+    print(verdict())
     try:
         require_fairseq()
     except ImportError as error:

@@ -15,9 +15,9 @@ import time
 from importlib import metadata
 from pathlib import Path
 from textwrap import fill
-from typing import Dict, List, NamedTuple
+from typing import List, NamedTuple
 
-from ..versions import MISSING, __version__, differences, versions
+from ..versions import __version__, differences, listed, verdict, versions
 
 ROOM = 100_000_000  # bytes: more than the checkpoints take
 # packages that not everything needs, and what for
@@ -78,15 +78,7 @@ def show(row: Row) -> Row:
 
 def of_versions() -> Row:
     """Which versions there are, and whether they were tested together."""
-    listed, apart = words(versions()), differences()
-    nearest = f"not tested together, the nearest tested set has {words(apart)}"
-    return Row("versions", "ok", f"{listed}: {nearest if apart else 'tested together'}")
-
-
-def words(found: Dict[str, str]) -> str:
-    """Versions in a line; that of fairseq names its distribution itself."""
-    named = {name: name == "fairseq" and version != MISSING for name, version in found.items()}
-    return ", ".join(version if named[name] else f"{name} {version}" for name, version in found.items())
+    return Row("versions", "ok", f"{listed(versions())}. {verdict()}")
 
 
 def of_optional() -> Row:
@@ -135,5 +127,5 @@ def remedy() -> str:
     """What to do about a failure that nothing more is known of."""
     apart = differences()
     if apart:
-        return f"Install versions that were tested together: here that would be {words(apart)} (docs/install.md)."
+        return f"Install versions that were tested together: here that would be {listed(apart)} (docs/install.md)."
     return "These versions were tested together, so this should work: please report it, with the table above."
