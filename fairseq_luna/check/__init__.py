@@ -97,7 +97,8 @@ def tried(folder: Path) -> List[Row]:
     """The rows of `parts.py`, which works in a folder."""
     rows, log = [], folder / "log"
     command = [sys.executable, "-m", f"{__name__}.parts", str(folder)]
-    environment = {**os.environ, "TMPDIR": str(folder)}  # torch would leave a cache there
+    # more threads only wait for each other in so small a model; and torch would leave a cache in the other folder
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "TMPDIR": str(folder)}
     with open(log, "wb") as file, subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=file, encoding="utf-8"
     ) as process:

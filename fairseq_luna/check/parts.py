@@ -24,6 +24,7 @@ from . import Row, remedy
 from .training import SOURCES, losses, prepare
 
 UPDATES, MORE = 20, 3
+KERNELS = "pack", "unpack", "causal attention"
 # how far the score of a translation, in nats a piece, may be from that which the search in fp32 gave it
 CLOSE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8": 0.05}
 
@@ -86,13 +87,13 @@ class Parts:
 
     def fall(self, checkpoints: str, *options: str) -> str:
         """The first and the last loss of a training."""
+        dispatch.forget_forms()
         found = losses(self.folder, checkpoints, UPDATES, *options)
+        forms = dispatch.forms()
+        self.unfused.update({name: str(forms[name].unfused) for name in KERNELS if forms[name].unfused})
         text = " -> ".join(f"{loss:.2f}" for loss in (found[0], found[-1]))
         if not all(map(math.isfinite, found)) or found[-1] >= found[0]:
             raise Wrong(f"the loss does not fall: {text}")
-        for name, chosen in dispatch.forms().items():
-            if chosen.unfused:
-                self.unfused[name] = chosen.unfused
         return text
 
     def resume(self) -> Tuple[str, str]:
@@ -134,7 +135,7 @@ class Parts:
     def list_forms(self) -> Tuple[str, str]:
         """Which operators ran as kernels in training, and why others did not."""
         if not self.unfused:
-            return "ok", ", ".join(dispatch.forms())
+            return "ok", ", ".join(KERNELS)
         reasons = sorted(set(self.unfused.values()))
         text = "; ".join(
             f"{', '.join(n for n, why in self.unfused.items() if why == reason)}: {reason}" for reason in reasons

@@ -56,7 +56,8 @@ def losses(folder: Path, checkpoints: str, updates: int, *more: str) -> List[flo
     """
     words = [str(folder), "--user-dir", str(USER_DIR), "--arch", "luna_transformer_tiny_plain_packs"]
     words += "--task translation --dataset-impl raw -s en -t de --share-all-embeddings".split()
-    words += "--optimizer adam --lr 0.002 --clip-norm 1 --criterion cross_entropy --batch-size 10".split()
+    words += "--optimizer adam --lr 0.002 --clip-norm 1 --criterion cross_entropy".split()
+    words += "--batch-size 10 --required-batch-size-multiple 1".split()
     words += "--log-format json --log-interval 1 --num-workers 0 --distributed-world-size 1".split()
     words += "--disable-validation --save-interval 1000000 --no-epoch-checkpoints".split()
     words += ["--save-dir", str(folder / checkpoints), "--max-update", str(updates), *more]
