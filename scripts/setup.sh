@@ -104,16 +104,26 @@ take_lock() {
 }
 
 step() {
-  local what=$1 start=$SECONDS
+  local what=$1 start=$SECONDS lines
   shift
+  touch "$log"
+  lines=$(wc -l <"$log")
   printf 'setup: %s ... ' "$what" >&2
   if "$@" >>"$log" 2>&1; then
-    echo "$((SECONDS - start)) s" >&2
+    echo "$((SECONDS - start)) s$(tail -n "+$((lines + 1))" "$log" | downloaded)" >&2
   else
     echo "failed" >&2
     explain
     exit 1
   fi
+}
+
+# How much pip has downloaded, by its own words: "Downloading NAME.whl (12.3 MB)".
+downloaded() {
+  awk '/^ *Downloading .*\([0-9.]+ [kMG]B\)$/ {
+    size = substr($(NF - 1), 2); megabytes += $NF == "kB)" ? size / 1000 : $NF == "GB)" ? size * 1000 : size
+  }
+  END { if (megabytes) printf ", %.0f MB downloaded", megabytes }'
 }
 
 explain() {

@@ -20,6 +20,7 @@ ALLOWED = {
     "models": {"renamed", "ops", "modules", "data"},
     "optim": set(),
     "tasks": {"data"},
+    "check": {"versions", "ops", "models", "text", "generation"},
     "text": {"errors", "files"},
     "generation": {"errors", "files", "versions", "compat", "models", "text"},
 }
