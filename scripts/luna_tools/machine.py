@@ -5,7 +5,7 @@ import os
 import platform
 from argparse import Namespace
 from pathlib import Path
-from typing import Optional
+from typing import Any, Dict, Iterable, Optional
 
 from fairseq_luna.files import read_lines
 from luna_tools.paths import USER_DIR
@@ -32,6 +32,11 @@ def machine(cpu: bool) -> dict:
         "torch threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() and not cpu else None,
     }
+
+
+def names_of(machines: Iterable[Dict[str, Any]]) -> str:
+    """Where something was measured, out of what `machine` said of each: the GPU, or else the CPU."""
+    return " or ".join(sorted({each["gpu"] or each["cpu"] for each in machines}))
 
 
 def cpu_name() -> str:

@@ -2,7 +2,7 @@
 
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 from fairseq_luna.files import whole
 from luna_tools.progress import TrainingLog
@@ -58,6 +58,38 @@ def draw_curves(curves: Dict[str, List[Dict[str, float]]], path: Path) -> None:
             lowest, highest = [min(row) for row in rows], [max(row) for row in rows]
             axes.fill_between(updates, lowest, highest, color=line.get_color(), alpha=0.15)
     axes.set(xlabel="updates", ylabel="validation nll (nats per piece)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, path)
+
+
+def draw_arms(
+    runs: List[Dict[str, Any]], key: str, value: Callable[[Dict[str, Any]], float], path: Path, across: str, up: str
+) -> None:
+    """Draw a figure of trainings by a number of tokens: a line for each arm, the mean of its seeds.
+
+    Args:
+        runs: what is known of each training, its arm among that.
+        key: the entry with the number of tokens.
+        value: the figure of a training.
+        path: of the picture.
+        across: what the numbers are.
+        up: what the figure is.
+    """
+    figure, axes = figure_for(path, 7)
+    if not figure:
+        return
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        points: Dict[int, List[float]] = {}
+        for run in runs:
+            if run["arm"] == arm:
+                points.setdefault(run[key], []).append(value(run))
+        axes.plot(list(points), [statistics.mean(found) for found in points.values()], marker="o", label=arm)
+    numbers = sorted({run[key] for run in runs})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    axes.minorticks_off()
+    axes.set(xlabel=across, ylabel=up)
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, path)

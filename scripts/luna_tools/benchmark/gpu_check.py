@@ -196,7 +196,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 def test_command(quick: bool) -> List[str]:
     """Only the files with such tests: others may need what is not installed here."""
     tests = REPO / "tests"
-    files = [path for path in sorted(tests.glob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")]
+    files = [path for path in sorted(tests.rglob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--durations", "5"]
     if find_spec("pytest_benchmark"):
         command += ["-p", "no:benchmark"]  # beside xdist it warns of itself

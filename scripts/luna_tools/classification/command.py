@@ -14,15 +14,14 @@ from typing import Any, Dict
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, write_json
-from fairseq_luna.versions import versions
 from luna_tools.classification.report import GUESS, report
 from luna_tools.console import count, entry, go_on_later, teller
 from luna_tools.data.preparation import preparation
-from luna_tools.machine import import_plugin, machine
+from luna_tools.machine import import_plugin
 from luna_tools.processes import run
 from luna_tools.progress import TrainingLog
 from luna_tools.run_folder import alone
-from luna_tools.training.trainings import begin, commands, training
+from luna_tools.training.trainings import begin, commands, measured, training
 
 say = teller("classify")
 
@@ -167,22 +166,24 @@ class Classifiers:
             "length": longest,
             "seed": seed,
             "overrides": ARMS[arm],
-            "parameters": log.parameters,
-            "updates": log.updates,
             "accuracy": right / texts,
             "texts": texts,
             "data": {key: value for key, value in read_json(data / "manifest.json").items() if key in OF_DATA},
-            "tokens a second": round(log.typical_words_per_second()),
-            "peak memory (bytes)": log.peak_memory,
-            "machine": machine(self.args.cpu),
-            "versions": versions(),
+            **measured(log, self.args.cpu),
         }
 
     def write_report(self) -> None:
         found = [read_json(path) for path in self.out.glob("*/*/seed*/result.json")]
         found.sort(key=lambda result: (result["length"], list(ARMS).index(result["arm"]), result["seed"]))
         settings = read_json(self.out / "settings.json")
-        report(self.out, {"runs": found, "settings": settings, "commands": commands(self.out, "scripts/classify.sh")})
+        report(
+            self.out,
+            {
+                "runs": found,
+                "settings": settings,
+                "commands": commands(self.out / "results.json", "scripts/classify.sh"),
+            },
+        )
 
 
 def load(place: Path, data: Path) -> Any:

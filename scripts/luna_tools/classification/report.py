@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from fairseq_luna.files import write_json, write_text
-from luna_tools.plots import figure_for, save
+from luna_tools.machine import names_of
+from luna_tools.plots import draw_arms
 from luna_tools.tables import table_of
 
 GUESS = "always guessing the largest class gives"  # in a manifest
@@ -23,7 +24,10 @@ def report(out: Path, results: Dict[str, Any]) -> None:
     write_json(out / "results.json", results)
     notes = [told(runs), *dict.fromkeys(of_data(run["data"]) for run in runs)]
     if len({run["length"] for run in runs}) > 1:
-        draw(runs, out / "accuracy.png")
+        picture = out / "accuracy.png"
+        draw_arms(
+            runs, "length", lambda run: 100 * run["accuracy"], picture, "length, tokens", "accuracy on the test set, %"
+        )
         notes.append("![Accuracy by length](accuracy.png)")
     notes += [f"`{command}`" for command in results["commands"]]
     write_text(out / "report.md", "\n\n".join([table_of([list(HEADS), *rows(runs)]), *notes]) + "\n")
@@ -64,11 +68,11 @@ def ratio(found: List[Dict[str, Any]], base: Optional[List[Dict[str, Any]]], of:
 
 
 def told(runs: List[Dict[str, Any]]) -> str:
-    machines = sorted({run["machine"]["gpu"] or run["machine"]["cpu"] for run in runs})
+    machines = names_of(run["machine"] for run in runs)
     return (
         "Accuracy on the test set, of the model that is best in validation; the mean of the seeds, with the lowest and "
         "the highest. Time and memory are those of the training process, the Transformer's is 1; the arms were "
-        f"trained one after the other, on {' or '.join(machines)}. `scripts/benchmark.py length` measures them in turn."
+        f"trained one after the other, on {machines}. `scripts/benchmark.py length` measures them in turn."
     )
 
 
@@ -79,18 +83,3 @@ def of_data(facts: Dict[str, Any]) -> str:
         f"of up to {facts['longest text, in tokens']:,} {facts['token']}s, in {len(facts['classes'])} classes. Always "
         f"guessing {guess['class']} gives {100 * guess['accuracy']:.2f} %."
     )
-
-
-def draw(runs: List[Dict[str, Any]], path: Path) -> None:
-    """Accuracy by length, a line for each arm, the mean of its seeds."""
-    figure, axes = figure_for(path, 7)
-    if not figure:
-        return
-    for arm, found in groups(runs).items():
-        lengths = sorted({run["length"] for run in found})
-        means = [statistics.mean(100 * run["accuracy"] for run in found if run["length"] == n) for n in lengths]
-        axes.plot(lengths, means, marker="o", label=arm)
-    axes.set(xlabel="length, tokens", ylabel="accuracy on the test set, %")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save(figure, path)

@@ -12,18 +12,17 @@ from typing import Any, Dict, List
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, sha256, whole, write_json, write_text
 from fairseq_luna.text.recipes import SentencePiece
-from fairseq_luna.versions import versions
 from luna_tools.console import count, entry, go_on_later, teller
 from luna_tools.data.embedded import unpack
 from luna_tools.data.preparation import preparation
 from luna_tools.language_model.report import report
 from luna_tools.language_model.use import continuations, perplexity, window_of
-from luna_tools.machine import import_plugin, machine
+from luna_tools.machine import import_plugin
 from luna_tools.paths import USER_DIR
 from luna_tools.processes import run
 from luna_tools.progress import TrainingLog
 from luna_tools.run_folder import alone
-from luna_tools.training.trainings import begin, commands, training
+from luna_tools.training.trainings import begin, commands, measured, training
 
 say = teller("language-model")
 
@@ -207,17 +206,12 @@ class LanguageModels:
             "context": tokens,
             "seed": seed,
             "overrides": ARMS[arm],
-            "parameters": log.parameters,
-            "updates": log.updates,
             "perplexity": found,
             "context window": window_of(tokens),
             "best valid nll (nats per piece)": round(min(log.valid.values()), 4),
-            "tokens a second": round(log.typical_words_per_second()),
-            "peak memory (bytes)": log.peak_memory,
             "continuations": [list(pair) for pair in zip(lines, recipe.decode(written))],
             "commands": [measuring, sampling],
-            "machine": machine(self.args.cpu),
-            "versions": versions(),
+            **measured(log, self.args.cpu),
         }
 
     def recipe(self) -> SentencePiece:
@@ -253,7 +247,7 @@ class LanguageModels:
                 "runs": found,
                 "settings": settings,
                 "data": data,
-                "commands": commands(self.out, "scripts/language-model.sh"),
+                "commands": commands(self.out / "results.json", "scripts/language-model.sh"),
             },
         )
 

@@ -1,11 +1,11 @@
 """What scripts/language-model.sh leaves behind: a table, a picture, and what the models wrote."""
 
-import statistics
 from pathlib import Path
 from typing import Any, Dict, List
 
 from fairseq_luna.files import write_json, write_text
-from luna_tools.plots import figure_for, save
+from luna_tools.machine import names_of
+from luna_tools.plots import draw_arms
 from luna_tools.tables import table_of
 
 HEADS = "arm", "context", "seed", "parameters", "perplexity", "updates", "tokens/s", "peak memory"
@@ -29,7 +29,10 @@ def report(out: Path, results: Dict[str, Any]) -> None:
     if results["data"]["corpus"] == "libreoffice-help":
         notes.append(SHUFFLED)
     if len({run["context"] for run in runs}) > 1:
-        draw(runs, out / "perplexity.png")
+        picture, across = out / "perplexity.png", "context in training, tokens"
+        draw_arms(
+            runs, "context", lambda run: run["perplexity"], picture, across, "perplexity per piece of the test set"
+        )
         notes.append("![Perplexity by context](perplexity.png)")
     notes += [f"`{command}`" for command in results["commands"]]
     write_text(out / "report.md", "\n\n".join([table_of([list(HEADS), *map(row, runs)]), *notes]) + "\n")
@@ -50,36 +53,15 @@ def row(run: Dict[str, Any]) -> List[str]:
 
 
 def notes_on(runs: List[Dict[str, Any]]) -> str:
-    machines = sorted({run["machine"]["gpu"] or run["machine"]["cpu"] for run in runs})
+    machines = names_of(run["machine"] for run in runs)
     return (
         "Perplexity per piece of the test set, of the model with the lowest validation loss, by fairseq-eval-lm: "
         "each piece is predicted from at least three quarters of the context (`--context-window`), where the text has "
         "as many before it. Speed and memory are those of the training process (of one that was not killed), on "
-        f"{' or '.join(machines)}; on a CPU memory is all that the process held at its peak, imports included."
+        f"{machines}; on a CPU memory is all that the process held at its peak, imports included."
     )
 
 
 def written(run: Dict[str, Any]) -> str:
     head = f"{run['arm']}, context {run['context']:,}, seed {run['seed']}: what was given | what the model wrote\n\n"
     return head + "".join(f"{begun} | {text[len(begun) :].strip()}\n" for begun, text in run["continuations"])
-
-
-def draw(runs: List[Dict[str, Any]], path: Path) -> None:
-    """Perplexity by context, a line for each arm, the mean of its seeds."""
-    figure, axes = figure_for(path, 7)
-    if not figure:
-        return
-    for arm in dict.fromkeys(run["arm"] for run in runs):
-        points: Dict[int, List[float]] = {}
-        for run in runs:
-            if run["arm"] == arm:
-                points.setdefault(run["context"], []).append(run["perplexity"])
-        axes.plot(list(points), [statistics.mean(found) for found in points.values()], marker="o", label=arm)
-    contexts = sorted({run["context"] for run in runs})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(contexts, [f"{tokens:,}" for tokens in contexts])
-    axes.minorticks_off()
-    axes.set(xlabel="context in training, tokens", ylabel="perplexity per piece of the test set")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save(figure, path)

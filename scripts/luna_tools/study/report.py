@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional
 
 from fairseq_luna.files import read_json, write_json, write_text
 from luna_tools.evaluation.scores import RESAMPLES
+from luna_tools.machine import names_of
 from luna_tools.plots import draw_by_length, draw_curves
 from luna_tools.study.scores import BY_PIECES, BY_WORDS, SCORES, SETS, UNITS
 from luna_tools.tables import table_of
@@ -119,7 +120,7 @@ class Report:
         averaged = sorted({result["checkpoints averaged"] for result in scored}) or [self.decoding["average"]]
         conditions = [condition for result in results for condition in result.get("conditions", [])]
         together = sorted({condition["at once"] for condition in conditions})
-        machines = sorted({condition["machine"]["gpu"] or condition["machine"]["cpu"] for condition in conditions})
+        machines = names_of(condition["machine"] for condition in conditions)
         sentences = ", ".join(f"{count:,}" for count in self.sentences.values())
         return [
             "Where there are several seeds, the mean ± the standard deviation. "
@@ -128,7 +129,7 @@ class Report:
             "piece. Paired bootstrap test, seed by seed: the difference, and how likely one as large is by the choice "
             f"of sentences alone; the least p that {RESAMPLES:,} resamples can tell is {1 / (RESAMPLES + 1):.3f}. "
             f"Speed and memory of training with {' or '.join(map(str, together))} at once on "
-            f"{' or '.join(machines)}; memory of sessions that were not killed.",
+            f"{machines}; memory of sessions that were not killed.",
             *([settings["plan"]["told"]] if settings.get("plan") else []),
             *(f"{name}: `{signature}`" for name, signature in sorted(signatures.items())),
             *(f"`{command}`" for command in self.commands),

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, remove, write_json
-from luna_tools.console import quote, teller
+from luna_tools.console import teller
 from luna_tools.machine import import_plugin
 from luna_tools.run_folder import claim, differences, fingerprint
 from luna_tools.study.definition import folder
@@ -19,6 +19,7 @@ from luna_tools.study.report import Report, Results
 from luna_tools.study.scores import SETS, Scorer, figures
 from luna_tools.study.trainings import Devices, Trainer, has_trained
 from luna_tools.training.run import Training
+from luna_tools.training.trainings import commands
 
 say = teller("compare")
 
@@ -49,10 +50,9 @@ class Study:
         self.limits: Dict[str, Dict[str, Any]] = {}  # overrides of each arm that --minutes asks for
         self.seen: Dict[Path, int] = {}  # the updates up to which a training that goes on was reported
         self.done = {arm["name"]: self.earlier(arm) for arm in study["arms"]}
-        command = quote(["bash", "scripts/compare.sh", *sys.argv[1:]])
-        commands = list(dict.fromkeys([*read_json(self.out / "report.json", {}).get("commands", []), command]))
+        made_by = commands(self.out / "report.json", "scripts/compare.sh")
         sentences = {name: len(self.scorer.text(name, self.scorer.recipe.target)) for name in self.scorer.tests}
-        self.report = Report(self.out, args.data, study, self.decoding, sentences, commands)
+        self.report = Report(self.out, args.data, study, self.decoding, sentences, made_by)
 
     def chosen(self) -> List[dict]:
         """The arms that are asked for."""

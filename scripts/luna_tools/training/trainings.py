@@ -7,7 +7,10 @@ from typing import Any, Dict, List
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json
+from fairseq_luna.versions import versions
 from luna_tools.console import quote
+from luna_tools.machine import machine
+from luna_tools.progress import TrainingLog
 from luna_tools.run_folder import claim, differences
 from luna_tools.training.run import MEETING, Training
 
@@ -27,9 +30,9 @@ def begin(out: Path, settings: Dict[str, Any]) -> None:
     claim(out, settings)
 
 
-def commands(out: Path, script: str) -> List[str]:
-    """The commands that made the results in a folder, with this one as the last."""
-    before = read_json(out / "results.json", {}).get("commands", [])
+def commands(results: Path, script: str) -> List[str]:
+    """The commands that made the results in a file, with this one as the last."""
+    before = read_json(results, {}).get("commands", [])
     return list(dict.fromkeys([*before, quote(["bash", script, *sys.argv[1:]])]))
 
 
@@ -47,3 +50,20 @@ def training(config: str, place: Path, data: Path, settings: Dict[str, Any], cpu
     options = {"data": data, "out": place, "processes": 1, "cpu": cpu}
     options.update((name.replace("-", "_"), None) for name in MEETING)
     return Training(argparse.Namespace(config=config, overrides=overrides, **options))
+
+
+def measured(log: TrainingLog, cpu: bool) -> Dict[str, Any]:
+    """What a result says of its training, and of where that was.
+
+    Args:
+        log: of the training.
+        cpu: whether a GPU was left alone.
+    """
+    return {
+        "parameters": log.parameters,
+        "updates": log.updates,
+        "tokens a second": round(log.typical_words_per_second()),
+        "peak memory (bytes)": log.peak_memory,
+        "machine": machine(cpu),
+        "versions": versions(),
+    }

@@ -1,6 +1,7 @@
 """Training by passes of fixed shapes: the same updates, whatever comes between.
 
-Without a GPU the passes run kernel by kernel. `python -m pytest -m gpu tests/test_training_graphs.py` captures them.
+Without a GPU the passes run kernel by kernel. `python -m pytest -m gpu tests/models/test_training_graphs.py` captures
+them.
 """
 
 import copy

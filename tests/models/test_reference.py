@@ -13,7 +13,8 @@ from fairseq_luna.models.luna_transformer import LunaTransformerModel
 from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
 from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
 
-CASES = sorted(p.stem for p in (Path(__file__).parent / "data").glob("*.npz"))
+ARRAYS = Path(__file__).resolve().parent.parent / "data"
+CASES = sorted(p.stem for p in ARRAYS.glob("*.npz"))
 pytestmark = pytest.mark.stock
 
 
@@ -29,7 +30,7 @@ def build(settings, theirs, **changes):
 
 def read(name):
     """The arrays of a case as tensors, and its settings."""
-    with np.load(Path(__file__).parent / "data" / f"{name}.npz") as data:
+    with np.load(ARRAYS / f"{name}.npz") as data:
         return {k: torch.from_numpy(data[k]) for k in data.files if k != "args"}, json.loads(str(data["args"]))
 
 

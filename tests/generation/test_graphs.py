@@ -2,7 +2,7 @@
 
 Slots beyond the batch's, though nothing sees them, change the order of a softmax's sum, which is taken in float32.
 
-Without a GPU the steps run kernel by kernel. `python -m pytest -m gpu tests/test_graphs.py` captures them.
+Without a GPU the steps run kernel by kernel. `python -m pytest -m gpu tests/generation/test_graphs.py` captures them.
 """
 
 import copy

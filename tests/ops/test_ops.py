@@ -1,7 +1,7 @@
 """The fused operators: equal to the equations in float64, and a model with them to one without.
 
-On a CPU they run by Triton's interpreter at few shapes. On a GPU, `python -m pytest -m gpu tests/test_ops.py` checks
-what is compiled for it.
+On a CPU they run by Triton's interpreter at few shapes. On a GPU, `python -m pytest -m gpu tests/ops/test_ops.py`
+checks what is compiled for it.
 """
 
 import functools

@@ -74,7 +74,7 @@ def test_failures_are_told_at_once(tmp_path):
 
 def test_the_tests_that_need_a_gpu_are_found():
     command = gpu_check.test_command(quick=True)
-    assert "tests/test_ops.py" in command and "tests/test_dispatch.py" not in command
+    assert "tests/ops/test_ops.py" in command and "tests/ops/test_dispatch.py" not in command
 
 
 def measured(seconds, memory, kernels, gpu_ms):
