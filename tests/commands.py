@@ -208,5 +208,5 @@ def prepared(folder: Path, *options: str) -> Path:
             (folder / f"{split}.{lang}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", str(folder / split))]
     languages = ["--source", "en", "--target", "de", "--vocab-size", "320", "--workers", "1"]
-    call("data-prep/prepare_corpus.py", *splits, *languages, "--out", folder / "data", *options)
+    call("luna_data.parallel.prepare_corpus", *splits, *languages, "--out", folder / "data", *options)
     return folder / "data"

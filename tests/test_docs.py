@@ -122,7 +122,7 @@ def parse(argv: List[str]) -> None:
 def module_of(script: Path) -> str:
     """What a script runs: the module that it names, or itself."""
     text = script.read_text(encoding="utf-8")
-    named = re.search(r"(?:-m |from |/data-prep/)(\w[\w.]*?)(?: \"\$@\"|\.py\"| import main\n)", text)
+    named = re.search(r"(?:-m |from )(\w[\w.]*?)(?: \"\$@\"| import main\n)", text)
     return named.group(1) if named else script.stem
 
 

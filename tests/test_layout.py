@@ -1,8 +1,8 @@
 """The rooms of the plugin and of the scripts' packages, and that imports go one way.
 
 In the plugin: ops -> modules -> models -> generation, data -> models, tasks. In scripts/luna_tools/: data, training ->
-evaluation -> study, and what stands upon them. The plugin imports nothing of the scripts, luna_tools nothing of
-luna_data."""
+evaluation -> study, and what stands upon them. In data-prep/luna_data/: debian -> classification, parallel. The plugin
+imports nothing of the scripts, luna_tools nothing of luna_data."""
 
 import ast
 import subprocess
@@ -38,6 +38,16 @@ SCRIPTS_ALLOWED = {
     "quickstart": {"data", "training", "evaluation"},
 }
 AT_THE_TOP = {"replicate"}  # a command that is in no room, and may import of all
+DATA = ROOT / "data-prep" / "luna_data"
+# the modules of each room of the preparations, each after all that it imports; "" for those that are in none
+DATA_ORDER = {
+    "": "folder meter options workers downloads",
+    "debian": "splits packages sentences documents command",
+    "parallel": "options rules text versions corpus clean tokenise learn split preprocess binarise notes report steps "
+    "prepare_corpus prepare_wmt14",
+    "classification": "data help_pages help_page_index listops prepare_help_pages prepare_imdb prepare_listops",
+}
+DATA_ALLOWED = {"": {""}, "debian": {""}, "parallel": {""}, "classification": {"", "debian"}}
 OUTSIDE = {"scripts", "tests", "luna_tools", "luna_data"}
 
 
@@ -94,9 +104,29 @@ def test_scripts_know_nothing_of_what_stands_upon_them():
             assert not found & rooms_of_tools(), f"{path.relative_to(ROOT)} imports {found}"
 
 
+def modules_of_data(room):
+    return [".".join(filter(None, ("luna_data", room, name))) for name in DATA_ORDER[room].split()]
+
+
+@pytest.mark.parametrize("room", DATA_ORDER)
+def test_imports_of_the_preparations_go_one_way(room):
+    modules = modules_of_data(room)
+    files = {path.stem: path for path in (DATA / room).glob("*.py") if path.stem != "__init__"}
+    assert sorted(files) == sorted(DATA_ORDER[room].split())
+    known = {name for other in DATA_ALLOWED[room] - {room} for name in modules_of_data(other)}
+    for module in modules:
+        path = files[module.rpartition(".")[2]]
+        for name in imported(path, DATA):
+            # the name of a module, or of something in one
+            assert not name.startswith("luna_data.") or {name, name.rpartition(".")[0]} & known, (
+                f"{path} imports {name}"
+            )
+        known.add(module)
+
+
 def test_what_the_scripts_borrow_brings_no_plugin():
     """All of them import in a Python that has nothing installed; what they borrow is what the plugin itself has."""
-    files = [path.relative_to(TOOLS.parent).with_suffix("") for path in sorted(TOOLS.rglob("*.py"))]
+    files = [path.relative_to(each.parent).with_suffix("") for each in (TOOLS, DATA) for path in each.rglob("*.py")]
     modules = [".".join(path.parts) for path in files if path.stem != "__init__"]
     code = f"import sys, {', '.join(modules)}; assert not {{'torch', 'fairseq', 'fairseq_luna'}} & set(sys.modules)"
     borrowed = "from fairseq_luna.text import recipes; from fairseq_luna.generation.packing import pack"

@@ -11,7 +11,6 @@ from typing import List
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json
 from luna_tools.console import entry, go_on_later, quote
-from luna_tools.data.preparation import preparation
 from luna_tools.processes import python, start
 from luna_tools.run_folder import claim, differences
 
@@ -36,7 +35,7 @@ def main() -> None:
     for name, value in {**given, "mirror": args.mirror, "workers": args.workers}.items():
         if value is not None:
             data += [f"--{name.replace('_', '-')}", value]
-    step("[1/3] data", "data-prep/prepare-wmt14-en-de.sh", preparation("prepare_wmt14"), data)
+    step("[1/3] data", "data-prep/prepare-wmt14-en-de.sh", python("luna_data.parallel.prepare_wmt14"), data)
 
     training = [args.config, "--data", args.out / "data", "--out", run, *(SMOKE["training"] if args.smoke else [])]
     training += args.overrides

@@ -18,12 +18,8 @@ from commands import HANGS, ROOT, call, wait_until
 from fairseq.data import Dictionary, data_utils  # isort: skip
 from fairseq.tasks.sentence_prediction import SentencePredictionTask  # isort: skip
 
-import classification
-import help_pages
-import listops
-import prepare_help_pages
-import prepare_imdb
-import prepare_listops
+from luna_data.classification import data as classification
+from luna_data.classification import help_pages, listops, prepare_help_pages, prepare_imdb, prepare_listops
 
 from fairseq_luna.data.byte_text import byte_dictionary, encode_bytes
 from fairseq_luna.errors import Problem
@@ -240,7 +236,7 @@ def test_help_pages(tmp_path, capsys):
     prepare_help_pages.prepare(out, 3000, 1)
     manifest = manifest_of(out)
     assert f"{manifest['texts']['train']:>9,}  train texts, of up to 3,000 bytes" in capsys.readouterr().out
-    command = ["data-prep/prepare_help_pages.py", "--out", out, "--length"]
+    command = ["luna_data.classification.prepare_help_pages", "--out", out, "--length"]
     assert f"{out} holds this already" in call(*command, "3000")
     assert "must be at least 1, but is 0" in call(*command, "0", code=2)
     assert manifest["longest text, in tokens"] == 3000 and manifest["texts"]["test"] > 70

@@ -20,6 +20,10 @@ from commands import ENV, HANGS, ROOT, call, processes_with, start, stop_when, w
 
 from fairseq.data import Dictionary, data_utils  # isort: skip
 
+from luna_data.downloads import Archive, Downloads
+from luna_data.parallel.prepare_wmt14 import check_lines
+from luna_data.parallel.text import Text
+
 from fairseq_luna.files import remove
 from fairseq_luna.text import recipes
 
@@ -31,12 +35,12 @@ def prepare(folder: Path, *args, **options) -> str:
     """prepare-corpus.sh on the text in `folder`."""
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", folder / split)]
     languages = ["--source", "en", "--target", "de", "--vocab-size", "400", "--workers", "1"]
-    return call("data-prep/prepare_corpus.py", *splits, *languages, "--out", folder / "out", *args, **options)
+    return call("luna_data.parallel.prepare_corpus", *splits, *languages, "--out", folder / "out", *args, **options)
 
 
 def wmt14(server, out: Path, *args) -> list:
     """prepare-wmt14-en-de.sh with a mirror."""
-    return ["data-prep/prepare_wmt14.py", "--mirror", server.url, "--out", out, "--vocab-size", "1500", *args]
+    return ["luna_data.parallel.prepare_wmt14", "--mirror", server.url, "--out", out, "--vocab-size", "1500", *args]
 
 
 def read(path: Path) -> List[str]:
@@ -237,7 +241,7 @@ def test_interrupted_at_once_while_learning(corpus):
         (corpus / f"train.{lang}").write_text("".join(f"{line}\n" for line in lines) * 2)
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", corpus / split)]
     options = ["--recipe", "moses-bpe", "--vocab-size", "30000", "--source", "en", "--target", "de", "--workers", "1"]
-    process = start("data-prep/prepare_corpus.py", *splits, *options, "--out", corpus / "out")
+    process = start("luna_data.parallel.prepare_corpus", *splits, *options, "--out", corpus / "out")
     beside = corpus / "out" / "bpe.codes.part"
     said = stop_when(beside.exists, process, signal.SIGINT)[1]
     assert process.returncode == 130 and "the same command goes on from here" in said and "Traceback" not in said
@@ -269,7 +273,7 @@ def test_vocabulary_of_other_data(corpus, recipe):
             (corpus / f"new-{split}.{lang}").write_text("the dog sat 17 times\n", encoding="utf-8")
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", corpus / f"new-{split}")]
     command = [
-        "data-prep/prepare_corpus.py",
+        "luna_data.parallel.prepare_corpus",
         *splits,
         "--source",
         "en",
@@ -515,10 +519,6 @@ def test_limit_takes_the_first_pairs_of_each_archive(own_server, tmp_path):
 
 def test_official_archives_are_told_from_others(own_server, tmp_path):
     """By the sums that the product holds; here those of a mirror's files stand for them."""
-    from corpus import Text
-    from downloads import Archive, Downloads
-    from prepare_wmt14 import check_lines
-
     path = own_server.folder / "test.tgz"
     sum_of = hashlib.md5(path.read_bytes()).hexdigest()
     theirs = Archive(f"{own_server.url}/./test.tgz", sum_of)
@@ -546,7 +546,7 @@ def test_no_network(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens there
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        args = ["data-prep/prepare_wmt14.py", "--out", tmp_path / "out"]
+        args = ["luna_data.parallel.prepare_wmt14", "--out", tmp_path / "out"]
         assert f"{url}/SHA256SUMS cannot be downloaded" in call(*args, "--mirror", url, code=1)
         proxies = {**ENV, "https_proxy": url, "HTTPS_PROXY": url, "no_proxy": "", "NO_PROXY": ""}
         said = call(*args, code=1, env=proxies)
@@ -620,8 +620,6 @@ def test_older_data_is_sentencepiece(finished, tmp_path):
 
 def test_tar_is_read_as_a_stream(tmp_path):
     """Members with ./ before their names, as some archives have them, are found."""
-    from corpus import Text
-
     mirror.pack(tmp_path / "a.tgz", {"./other": "x\n", "./dir/text.en": "1\n\n3"})
     assert list(Text(tmp_path / "a.tgz", "dir/text.en").lines()) == [b"1\n", b"\n", b"3"]
     with tarfile.open(str(tmp_path / "a.tgz")) as archive:

@@ -1,12 +1,11 @@
-"""data-prep/debian_text.py on packages made here."""
+"""data-prep/debian-text.sh on packages made here."""
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, run
+from commands import run, script
 
 pytestmark = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb makes and unpacks the packages")
 
@@ -32,7 +31,7 @@ def package(folder: Path, name: str, files: dict) -> Path:
 
 
 def text(*words, **options):
-    return run([sys.executable, str(ROOT / "data-prep" / "debian_text.py"), *map(str, words)], **options)
+    return run(script("luna_data.debian.command", *words), **options)
 
 
 def pairs(out: Path, lang: str = "de") -> dict:

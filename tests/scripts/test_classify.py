@@ -2,9 +2,9 @@
 
 import json
 
-import classification
 import pytest
 from commands import call, outputs
+from luna_data.classification import data as classification
 
 from fairseq_luna.data.byte_text import byte_dictionary, encode_bytes
 

@@ -8,9 +8,9 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import prepare_corpus
 import pytest
 from commands import prepared
+from luna_data.parallel import prepare_corpus
 from luna_tools.data.packed import SUMS, contents, pack, unpacked
 from luna_tools.data.testsets import split_of, test_sets
 

@@ -65,7 +65,7 @@ def prepare(folder: Path, recipe: str) -> Path:
             (folder / "text" / f"{split}.{lang}").write_text("".join(lines), encoding="utf-8")
     splits = [word for split in SIZES for word in (f"--{split}", folder / "text" / split)]
     options = ["--source", "en", "--target", "de", "--recipe", recipe, "--vocab-size", "330", "--workers", "1"]
-    call("data-prep/prepare_corpus.py", *splits, *options, "--out", folder / "data")
+    call("luna_data.parallel.prepare_corpus", *splits, *options, "--out", folder / "data")
     return folder / "data"
 
 

@@ -472,7 +472,7 @@ def test_distillation(runs, tmp_path):
     splits = ["--train", out.with_suffix(""), "--valid", data / "raw" / "valid", "--test", data / "raw" / "test"]
     student, languages = tmp_path / "data", ["--source", "en", "--target", "de"]
     words = [*languages, "--vocabulary-of", data, "--out", student, "--workers", "1"]
-    call("data-prep/prepare_corpus.py", *splits, *words)
+    call("luna_data.parallel.prepare_corpus", *splits, *words)
     for name in "dict.en.txt", "dict.de.txt":
         assert (student / "data-bin" / name).read_bytes() == (data / "data-bin" / name).read_bytes()
     assert list(read_lines(student / "raw" / "train.de")) == [text for text in expected if text]

@@ -16,9 +16,8 @@ from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, write_json
 from luna_tools.classification.report import GUESS, report
 from luna_tools.console import count, entry, go_on_later, teller
-from luna_tools.data.preparation import preparation
 from luna_tools.machine import import_plugin
-from luna_tools.processes import run
+from luna_tools.processes import python, run
 from luna_tools.progress import TrainingLog
 from luna_tools.run_folder import alone
 from luna_tools.training.trainings import begin, commands, measured, training
@@ -32,7 +31,7 @@ ARMS: Dict[str, Dict[str, Any]] = {
     "luna-128": {"model.projection_length": 128},
     "luna-256": {"model.projection_length": 256},
 }
-# the script that prepares each data set, its arguments, and whether it takes --length
+# the module that prepares each data set, its arguments, and whether it takes --length
 DATASETS = {
     "help": ("prepare_help_pages", [], True),
     "listops": ("prepare_listops", [], False),
@@ -137,7 +136,7 @@ class Classifiers:
         if not (data / "manifest.json").exists():
             words = [*words, *(["--length", str(length)] if length else [])]
             say(f"preparing {self.args.dataset}")
-            run(preparation(script, *words, "--out", data), self.out / "prepare.log")
+            run(python(f"luna_data.classification.{script}", *words, "--out", data), self.out / "prepare.log")
         return data
 
     def train(self, place: Path, data: Path, longest: int, arm: str, seed: int) -> None:

@@ -14,12 +14,11 @@ from fairseq_luna.files import read_json, read_lines, sha256, whole, write_json,
 from fairseq_luna.text.recipes import SentencePiece
 from luna_tools.console import count, entry, go_on_later, teller
 from luna_tools.data.embedded import unpack
-from luna_tools.data.preparation import preparation
 from luna_tools.language_model.report import report
 from luna_tools.language_model.use import continuations, perplexity, window_of
 from luna_tools.machine import import_plugin
 from luna_tools.paths import USER_DIR
-from luna_tools.processes import run
+from luna_tools.processes import python, run
 from luna_tools.progress import TrainingLog
 from luna_tools.run_folder import alone
 from luna_tools.training.trainings import begin, commands, measured, training
@@ -161,7 +160,7 @@ class LanguageModels:
             recipe = SentencePiece(folder, self.args.lang, self.args.lang)
             SentencePiece.learn(texts["train"], recipe.path, VOCABULARY)
             write_text(folder / "dict.txt", "".join(f"{symbol} 1\n" for symbol in recipe.symbols()))
-            command = preparation("preprocess", "--only-source")
+            command = python("luna_data.parallel.preprocess", "--only-source")
             command += ["--user-dir", str(USER_DIR), "--srcdict", str(folder / "dict.txt")]
             pieces = {}
             for split, lines in texts.items():

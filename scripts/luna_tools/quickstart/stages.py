@@ -11,12 +11,11 @@ from fairseq_luna.files import read_json, read_lines, remove, write_json, write_
 from fairseq_luna.versions import versions
 from luna_tools.console import in_checkout, quote, teller
 from luna_tools.data.embedded import unpack
-from luna_tools.data.preparation import preparation
 from luna_tools.evaluation.decoding import flags
 from luna_tools.evaluation.scores import score
 from luna_tools.evaluation.search import best
 from luna_tools.machine import machine
-from luna_tools.processes import run
+from luna_tools.processes import python, run
 from luna_tools.progress import TrainingLog
 from luna_tools.quickstart.settings import AVERAGED, CONFIG, DECODING, VOCABULARY, model_of, overrides_of
 from luna_tools.run_folder import claim, differences
@@ -107,7 +106,7 @@ class Quickstart:
             if line.startswith("prepare-corpus:"):
                 print(f"  {line}", end="")
 
-        run(preparation("prepare_corpus", *options), self.out / "data.log", show)
+        run(python("luna_data.parallel.prepare_corpus", *options), self.out / "data.log", show)
 
     def train(self) -> None:
         if self.by_time and not self.plan.exists():

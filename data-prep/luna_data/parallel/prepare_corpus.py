@@ -7,13 +7,18 @@ import argparse
 from pathlib import Path
 from typing import Dict, List
 
-from corpus import Corpus, Text, absolute, add_options, positive, settings_of, stamp, taken  # isort: skip
-from luna_tools.console import entry, go_on_later
+from luna_tools.console import count, entry, go_on_later
 from luna_tools.data.testsets import can_name
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, sha256, write_json
 from fairseq_luna.text import recipes
+from luna_data.folder import stamp, taken
+from luna_data.options import absolute
+from luna_data.parallel.corpus import Corpus
+from luna_data.parallel.options import add_options, settings_of
+from luna_data.parallel.steps import prepare
+from luna_data.parallel.text import Text
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
         "--vocab-size",
-        type=positive,
+        type=count,
         default=8000,
         metavar="N",
         help="joint sentencepiece vocabulary, or merges of moses-bpe (default %(default)s)",
@@ -72,10 +77,12 @@ def main() -> None:
     for path in paths.values():
         if not path.is_file():
             raise Problem(f"there is no file {path}")
-    texts = {split: [tuple(Text(paths[f"{split}.{lang}"]) for lang in languages)] for split in splits}
+    texts = {
+        split: [(Text(paths[f"{split}.{args.source}"]), Text(paths[f"{split}.{args.target}"]))] for split in splits
+    }
     with taken(args.out, settings_of(args)):
         sums = {name: known_sha256(path, args.out / "inputs.json") for name, path in paths.items()}
-        Corpus("prepare-corpus", args, texts, sums).prepare()
+        prepare(Corpus("prepare-corpus", args, texts, sums))
 
 
 def named(words: List[str], source: str) -> Dict[str, str]:

@@ -11,11 +11,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional
 
-from corpus import stamp  # isort: skip
 from luna_tools.progress import bar
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, remove, write_json
+from luna_data.folder import stamp
 
 
 class Archive(NamedTuple):
@@ -125,7 +125,7 @@ def fetch(url: str, part: Path) -> None:
                 have = 0  # the server sends the whole of it
             rest = response.headers["Content-Length"]
             total = have + int(rest) if rest else None
-            with open(part, "ab" if have else "wb") as file, bar(total, "B", initial=have) as line:  # type: ignore
+            with open(part, "ab" if have else "wb") as file, bar(total, "B", initial=have) as line:
                 line.unit_scale = True
                 for block in received(response, url):
                     file.write(block)
@@ -143,7 +143,7 @@ def fetch(url: str, part: Path) -> None:
         )
 
 
-def received(response, url: str) -> Iterator[bytes]:
+def received(response: Any, url: str) -> Iterator[bytes]:
     """What comes; an error of the network is told from one of the disk."""
     try:
         yield from iter(lambda: response.read(1 << 18), b"")

@@ -9,12 +9,19 @@ import os
 from pathlib import Path
 from typing import Dict
 
-from corpus import Corpus, Text, add_options, apart, positive, settings_of, stamp, taken  # isort: skip
-from downloads import Archive, Downloads, add_mirror
-from luna_tools.console import entry, go_on_later
+from luna_tools.console import count, entry, go_on_later, teller
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, whole, write_json
+from luna_data.downloads import Archive, Downloads, add_mirror
+from luna_data.folder import stamp, taken
+from luna_data.parallel.corpus import Corpus
+from luna_data.parallel.options import add_options, settings_of
+from luna_data.parallel.steps import prepare
+from luna_data.parallel.text import Text
+from luna_data.workers import apart
+
+say = teller("prepare-wmt14-en-de")
 
 SOURCE, TARGET = "en", "de"
 
@@ -45,14 +52,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prepare-wmt14-en-de.sh", description=__doc__)
     parser.add_argument(
         "--vocab-size",
-        type=positive,
+        type=count,
         metavar="N",
         help="joint sentencepiece vocabulary, or merges of moses-bpe (default: "
         f"{VOCABULARY['sentencepiece']:,} or {VOCABULARY['moses-bpe']:,})",
     )
     add_mirror(parser)
     parser.add_argument(
-        "--limit", type=positive, metavar="N", help="the first N pairs of each training archive alone, for a trial"
+        "--limit", type=count, metavar="N", help="the first N pairs of each training archive alone, for a trial"
     )
     add_options(parser, max_length=250, max_ratio=1.5)
     args = parser.parse_args()
@@ -87,11 +94,7 @@ def main() -> None:
             texts[split] = [pair]
         sums = {name: source["sha256"] for name, source in sources.items()}
         facts = {"corpus": "wmt14-en-de", "sources": sources, "held out": held_out}
-        Corpus("prepare-wmt14-en-de", args, texts, sums, args.limit, facts).prepare()
-
-
-def say(message: str) -> None:
-    print(f"prepare-wmt14-en-de: {message}", flush=True)
+        prepare(Corpus("prepare-wmt14-en-de", args, texts, sums, args.limit, facts))
 
 
 # ---- validation and test ---------------------------------------------------------------------------------------------
@@ -101,7 +104,8 @@ def datasets() -> Dict[str, Archive]:
     """The archives of sacrebleu's own tables."""
     from sacrebleu.dataset import DATASETS
 
-    return {split: Archive(DATASETS[name].data[0], DATASETS[name].md5[0]) for split, (name, _) in HELD_OUT.items()}
+    sets = {split: DATASETS[name] for split, (name, _) in HELD_OUT.items()}
+    return {split: Archive(each.data[0], each.md5[0]) for split, each in sets.items()}  # type: ignore[index]
 
 
 def unpack_tests(folder: Path, archives: Dict[str, Path]) -> Path:

@@ -8,15 +8,15 @@ there is none of data that is not whole.
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Sequence, Tuple
 
-from corpus import SPLITS  # isort: skip
 from luna_tools.progress import bar
 from luna_tools.run_folder import differences, read_record
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, remove, sha256, whole, write_json
 from fairseq_luna.versions import versions
+from luna_data.folder import SPLITS
 
 Sample = Tuple[Any, str]  # the tokens of a text, (n,), and its class
 FILES = [
@@ -31,7 +31,7 @@ class Contents(NamedTuple):
     token: str  # what one is: "byte" or "word"
     dictionary: Any  # fairseq's, of the tokens
     classes: Sequence[str]  # in the order of their numbers
-    splits: Dict[str, Iterable[Sample]]  # each read once, one after the other
+    splits: Mapping[str, Iterable[Sample]]  # each read once, one after the other
     total: int  # texts, for the progress
     facts: Dict[str, Any]  # for the manifest: seed, sources, licence
 

@@ -11,11 +11,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Dict, Iterator, List, Set
 
-from debian_text import download, find, paragraphs, unpacked  # isort: skip
-from help_pages import INDEX, sentences
 from luna_tools.console import entry
 
 from fairseq_luna.files import whole
+from luna_data.classification.help_pages import INDEX, sentences
+from luna_data.debian.documents import paragraphs
+from luna_data.debian.packages import download, find, unpacked
 
 # as the corpus has them
 PLAIN = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "−": "-"})
@@ -23,7 +24,7 @@ END = re.compile(r'[.!?:;)"]$')
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="help_page_index.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="help-page-index.sh", description=__doc__)
     parser.add_argument("--deb", type=Path, metavar="FILE", help="the package libreoffice-help-en-us, where at hand")
     args = parser.parse_args()
     numbers: Dict[str, int] = {}

@@ -10,10 +10,10 @@ from functools import partial
 from itertools import count
 from random import Random
 from statistics import median
-from typing import Iterator, List, NamedTuple, Set, Tuple, Union
+from typing import Generator, Iterator, List, NamedTuple, Set, Tuple, Union
 
-from corpus import spread  # isort: skip
 from fairseq_luna.errors import Problem
+from luna_data.workers import spread
 
 OPERATORS = "MAX", "MIN", "MED", "SM"
 WORDS = [*(f"[{name}" for name in OPERATORS), "]", *map(str, range(10))]
@@ -36,7 +36,7 @@ FULL = Shape(501, 1999, 10)  # the arena's bounds, 500 and 2,000, are out of bou
 SHORT = Shape(20, 200, 5)
 
 
-def samples(shape: Shape, seed: int, workers: int) -> Iterator[Tuple[bytes, int]]:
+def samples(shape: Shape, seed: int, workers: int) -> Generator[Tuple[bytes, int], None, None]:
     """Texts without end, none twice, as the numbers of their words, and their values.
 
     They depend on the seed alone, not on the number of processes.
@@ -52,7 +52,8 @@ def samples(shape: Shape, seed: int, workers: int) -> Iterator[Tuple[bytes, int]
 
 def make_block(shape: Shape, seed: int, number: int) -> List[Tuple[bytes, int]]:
     """The block of this number, each text's value found in both ways."""
-    random, made = Random(f"{seed} {number}"), []
+    random = Random(f"{seed} {number}")
+    made: List[Tuple[bytes, int]] = []
     while len(made) < BLOCK:
         tree, size = grow(random, shape)
         if shape.shortest <= size <= shape.longest:
@@ -99,7 +100,9 @@ def evaluate(tree: Tree) -> int:
     values = [evaluate(argument) for argument in arguments]
     if name == "MED":
         return int(median(values))
-    return {"MAX": max, "MIN": min, "SM": lambda values: sum(values) % 10}[name](values)
+    if name == "SM":
+        return sum(values) % 10
+    return max(values) if name == "MAX" else min(values)
 
 
 def run(words: List[str]) -> int:

@@ -7,14 +7,19 @@ is trained on. Pages often name their application: a model must find such words,
 
 import argparse
 from collections import defaultdict
+from pathlib import Path
 from random import Random
 from typing import Dict, Iterator, List, Set, Tuple
 
-from corpus import SPLITS, absolute, positive, taken  # isort: skip
-import help_pages
-from classification import Contents, Sample, prepared, source, write
-from luna_tools.console import entry
+from luna_tools.console import count, entry, teller
 from luna_tools.machine import import_plugin
+
+from luna_data.classification import help_pages
+from luna_data.classification.data import Contents, Sample, prepared, source, write
+from luna_data.folder import SPLITS, taken
+from luna_data.options import absolute
+
+say = teller("prepare-help-pages")
 
 # the folders of the help
 APPLICATIONS = {
@@ -39,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", required=True, metavar="DIR", type=absolute)
     parser.add_argument(
         "--length",
-        type=positive,
+        type=count,
         default=1000,
         metavar="N",
         help="bytes of a text; the last of a class has at least half of it (default %(default)s)",
@@ -53,11 +58,7 @@ def main() -> None:
     prepare(args.out, args.length, args.seed)
 
 
-def say(message: str) -> None:
-    print(f"prepare-help-pages: {message}", flush=True)
-
-
-def prepare(out, length, seed) -> None:
+def prepare(out: Path, length: int, seed: int) -> None:
     """Write the pages in texts of so many bytes."""
     sources = [source(help_pages.CORPUS), source(help_pages.INDEX)]
     settings = {"length": length, "seed": seed, "sha256": [each["sha256"] for each in sources]}
@@ -90,8 +91,8 @@ def split_pages(pages: Dict[str, List[int]], sentences: List[str], seed: int) ->
     as long as others: one that is too long for what is left of a tenth is trained on.
     """
     by_class: Dict[str, List[Page]] = defaultdict(list)
-    for page in sorted(pages.items()):
-        by_class[APPLICATIONS[page[0].split("/")[0]]].append(page)
+    for page, numbers in sorted(pages.items()):
+        by_class[APPLICATIONS[page.split("/")[0]]].append((page, numbers))
     splits: Dict[str, Dict[str, List[Page]]] = {split: {name: [] for name in CLASSES} for split in SPLITS}
     for name in CLASSES:
         size = {page: sum(len(sentences[number]) for number in numbers) for page, numbers in by_class[name]}
@@ -106,7 +107,7 @@ def split_pages(pages: Dict[str, List[int]], sentences: List[str], seed: int) ->
     for split in "test", "valid", "train":
         for name, held in splits[split].items():
             left = [(page, [number for number in numbers if number not in known]) for page, numbers in held]
-            splits[split][name] = [page for page in left if page[1]]
+            splits[split][name] = [(page, numbers) for page, numbers in left if numbers]
         known.update(number for held in splits[split].values() for _, numbers in held for number in numbers)
     return splits
 

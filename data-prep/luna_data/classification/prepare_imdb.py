@@ -12,16 +12,19 @@ import tarfile
 import zlib
 from pathlib import Path
 from random import Random
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from corpus import absolute, positive, taken  # isort: skip
-from classification import Contents, Sample, prepared, write
-from downloads import Archive, Downloads, add_mirror
-from luna_tools.console import entry, go_on_later
+from luna_tools.console import count, entry, go_on_later, teller
 from luna_tools.machine import import_plugin
 from luna_tools.progress import bar
 
 from fairseq_luna.errors import Problem
+from luna_data.classification.data import Contents, Sample, prepared, write
+from luna_data.downloads import Archive, Downloads, add_mirror
+from luna_data.folder import taken
+from luna_data.options import absolute
+
+say = teller("prepare-imdb")
 
 ARCHIVE = Archive("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", "7c2ac02c03563afcf9b574c7e56c153a")
 CLASSES = "neg", "pos"
@@ -36,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prepare-imdb.sh", description=__doc__)
     parser.add_argument("--out", required=True, metavar="DIR", type=absolute)
     parser.add_argument(
-        "--length", type=positive, default=4000, metavar="N", help="bytes of a text at most (default %(default)s)"
+        "--length", type=count, default=4000, metavar="N", help="bytes of a text at most (default %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=1, help="of the validation set (default %(default)s)")
     add_mirror(parser)
@@ -49,13 +52,9 @@ def main() -> None:
     prepare(args.out, args.length, args.seed, args.mirror)
 
 
-def say(message: str) -> None:
-    print(f"prepare-imdb: {message}", flush=True)
-
-
-def prepare(out, length, seed, mirror=None) -> None:
+def prepare(out: Path, length: int, seed: int, mirror: Optional[str] = None) -> None:
     """Write the reviews in texts of at most so many bytes."""
-    settings = {"length": length, "seed": seed}
+    settings: Dict[str, Any] = {"length": length, "seed": seed}
     with taken(out, settings):
         downloads = Downloads(out / "downloads", mirror, say)
         archive = downloads.get(ARCHIVE)

@@ -2,10 +2,6 @@
 
 import os
 import runpy
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from luna_tools.processes import die_with_parent
 

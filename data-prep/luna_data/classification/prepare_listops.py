@@ -5,15 +5,19 @@ the result, a digit: 96,000 texts to train on, 2,000 to validate and 2,000 to te
 two ways, which must agree. Killed, it begins again; data that are whole stay as they are."""
 
 import argparse
-import os
 from contextlib import closing
 from itertools import islice
-from typing import Iterator
+from pathlib import Path
+from typing import Dict, Iterator
 
-from corpus import absolute, positive, taken  # isort: skip
-from classification import Contents, Sample, prepared, write
-from listops import FULL, SHORT, WORDS, samples
-from luna_tools.console import entry
+from luna_tools.console import entry, teller
+
+from luna_data.classification.data import Contents, Sample, prepared, write
+from luna_data.classification.listops import FULL, SHORT, WORDS, Shape, samples
+from luna_data.folder import taken
+from luna_data.options import absolute, add_workers
+
+say = teller("prepare-listops")
 
 SIZES = {
     False: {"train": 96_000, "valid": 2_000, "test": 2_000},
@@ -31,13 +35,7 @@ def parse_args() -> argparse.Namespace:
         "20,000, 1,000 and 1,000 of them, for a CPU",
     )
     parser.add_argument("--seed", type=int, default=1, help="default %(default)s")
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        default=os.cpu_count(),
-        metavar="N",
-        help="processes; the result does not depend on it (default: all %(default)s)",
-    )
+    add_workers(parser)
     return parser.parse_args()
 
 
@@ -46,11 +44,7 @@ def main() -> None:
     prepare(args.out, SHORT if args.short else FULL, SIZES[args.short], args.seed, args.workers)
 
 
-def say(message: str) -> None:
-    print(f"prepare-listops: {message}", flush=True)
-
-
-def prepare(out, shape, sizes, seed, workers) -> None:
+def prepare(out: Path, shape: Shape, sizes: Dict[str, int], seed: int, workers: int) -> None:
     """Write so many texts of a shape for each split."""
     settings = {"shape": shape._asdict(), "sizes": sizes, "seed": seed}
     with taken(out, settings):

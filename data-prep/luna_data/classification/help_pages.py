@@ -2,14 +2,14 @@
 
 import lzma
 import tarfile
-from pathlib import Path
 from typing import Dict, List
 
-from corpus import SPLITS
+from luna_tools.data import embedded
 
-FOLDER = Path(__file__).resolve().parent / "libreoffice-help"
-CORPUS = FOLDER / "libreoffice-help-en-de.tar.xz"
-INDEX = FOLDER / "pages.txt.xz"
+from luna_data.folder import SPLITS
+
+CORPUS = embedded.CORPUS / "libreoffice-help-en-de.tar.xz"
+INDEX = embedded.CORPUS / "pages.txt.xz"
 
 
 def sentences() -> List[str]:
