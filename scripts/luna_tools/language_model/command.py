@@ -13,7 +13,6 @@ from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, sha256, whole, write_json, write_text
 from fairseq_luna.text.recipes import SentencePiece
 from luna_tools.console import count, entry, go_on_later, teller
-from luna_tools.data.embedded import unpack
 from luna_tools.language_model.report import report
 from luna_tools.language_model.use import continuations, perplexity, window_of
 from luna_tools.machine import import_plugin
@@ -74,7 +73,7 @@ def parse_args() -> argparse.Namespace:
         "--text",
         type=Path,
         metavar="DIR",
-        help="train.LANG, valid.LANG and test.LANG of your own. The sentences of the embedded corpus stand in no order",
+        help="train.LANG, valid.LANG and test.LANG of your own (default: pages of the embedded LibreOffice help)",
     )
     parser.add_argument(
         "--beginnings",
@@ -153,7 +152,7 @@ class LanguageModels:
     def prepare(self) -> None:
         """Cut the text into pieces of a vocabulary of its own, line after line as it stands, and binarise it."""
         if not self.args.text:
-            unpack(self.texts)
+            run(python("luna_data.help_text", "--lang", self.args.lang, "--out", self.texts), self.out / "prepare.log")
         texts = {split: list(read_lines(self.texts / f"{split}.{self.args.lang}")) for split in SPLITS}
         with whole(self.data) as folder:
             folder.mkdir()
@@ -169,7 +168,7 @@ class LanguageModels:
                 write_text(folder / split, "".join(" ".join(line) + "\n" for line in cut))
                 command += [f"--{split}pref", str(folder / split)]
             run([*command, "--destdir", str(folder / "data-bin")], self.out / "preprocess.log")
-            corpus = str(self.args.text) if self.args.text else "libreoffice-help"
+            corpus = str(self.args.text) if self.args.text else "pages of the LibreOffice help"
             facts = {"corpus": corpus, "settings": {"lang": self.args.lang, "recipe": recipe.name}, "pieces": pieces}
             facts["lines"] = {split: len(lines) for split, lines in texts.items()}
             write_json(folder / "manifest.json", facts)

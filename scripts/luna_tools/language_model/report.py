@@ -9,10 +9,6 @@ from luna_tools.plots import draw_arms
 from luna_tools.tables import table_of
 
 HEADS = "arm", "context", "seed", "parameters", "perplexity", "updates", "tokens/s", "peak memory"
-SHUFFLED = (
-    "The sentences of the embedded corpus stand in no order: what a model reads before its sentence tells it the kind "
-    "of text, and little more."
-)
 
 
 def report(out: Path, results: Dict[str, Any]) -> None:
@@ -26,8 +22,6 @@ def report(out: Path, results: Dict[str, Any]) -> None:
     write_json(out / "results.json", results)
     write_text(out / "continuations.txt", "\n".join(map(written, runs)))
     notes = [notes_on(runs)]
-    if results["data"]["corpus"] == "libreoffice-help":
-        notes.append(SHUFFLED)
     if len({run["context"] for run in runs}) > 1:
         picture, across = out / "perplexity.png", "context in training, tokens"
         draw_arms(

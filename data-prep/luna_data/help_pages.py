@@ -1,4 +1,4 @@
-"""The pages of the English LibreOffice help, as far as the embedded corpus has their sentences."""
+"""The pages of the LibreOffice help, as far as the embedded corpus has their sentences."""
 
 import lzma
 import tarfile
@@ -12,10 +12,10 @@ CORPUS = embedded.CORPUS / "libreoffice-help-en-de.tar.xz"
 INDEX = embedded.CORPUS / "pages.txt.xz"
 
 
-def sentences() -> List[str]:
-    """All of the corpus in English, in the order of its files."""
+def sentences(lang: str = "en") -> List[str]:
+    """All of the corpus in English (en) or German (de), in the order of its files. Pairs have the same number."""
     with tarfile.open(str(CORPUS)) as archive:
-        texts = [archive.extractfile(f"{split}.en").read().decode() for split in SPLITS]  # type: ignore[union-attr]
+        texts = [archive.extractfile(f"{split}.{lang}").read().decode() for split in SPLITS]  # type: ignore[union-attr]
     return [sentence for text in texts for sentence in text.split("\n")[:-1]]
 
 
