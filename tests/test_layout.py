@@ -22,7 +22,7 @@ ALLOWED = {
     "tasks": {"data"},
     "check": {"versions", "ops", "models", "text", "generation"},
     "text": {"errors", "files"},
-    "generation": {"errors", "files", "versions", "compat", "models", "text"},
+    "generation": {"errors", "files", "archives", "versions", "compat", "models", "text"},
 }
 TOOLS = ROOT / "scripts" / "luna_tools"
 # what files of a room of the scripts may import of the others, beside the modules that are in none

@@ -12,7 +12,7 @@ from types import ModuleType
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "fairseq_luna"
 LIGHT = (
-    *("errors", "files", "renamed", "versions", "text.recipes"),
+    *("errors", "files", "archives", "renamed", "versions", "text.recipes"),
     *("generation.options", "generation.places", "generation.packing"),
 )
 

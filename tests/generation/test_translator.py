@@ -573,6 +573,7 @@ HOSTILE = {
     "no manifest": (lambda found: found[1:], "it does not begin with manifest.json"),
     "empty": (lambda found: [], "it does not begin with manifest.json"),
     "no json": (lambda found: [(found[0][0], b"{"), *found[1:]], "its manifest.json lacks something"),
+    "too deep": (lambda found: [(found[0][0], b"[" * 100_000), *found[1:]], "its manifest.json lacks something"),
     "other format": (told(format="of others"), "its format is 'of others'"),
     "later": (told(version=2), "is of version 2 of the format, but this is for 1: update fairseq_luna"),
     "no files": (told(files=[]), "its manifest.json lacks something"),
