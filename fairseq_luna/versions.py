@@ -63,7 +63,7 @@ def verdict() -> str:
     if not apart:
         return "This combination is tested."
     if list(apart) == ["python"] and "{}.{}".format(*sys.version_info) in TRIED:
-        return f"This combination is tested in part; the whole suite runs with Python {apart['python']}."
+        return f"This combination is tested in part, less than with Python {apart['python']}."
     return f"This combination is not tested; the nearest one that is has {listed(apart)}."
 
 
