@@ -150,7 +150,7 @@ find "$venv/" -mindepth 1 -maxdepth 1 ! -name setup.lock -exec rm -rf {} +
 pip=("$venv/bin/python" -m pip install --constraint constraints.txt)
 step "making $venv with $("$python" --version)" "$python" -m venv "$venv"
 step "installing torch" "${pip[@]}" torch
-step "installing fairseq, fairseq_luna and what they need" "${pip[@]}" --editable ".[fairseq,dev,plot]"
+step "installing fairseq, fairseq_luna and what they need" "${pip[@]}" --editable ".[fairseq,dev,plot,export]"
 # last and at once, so that no interruption leaves it on half an environment
 fingerprint "$venv/bin/python" >"$stamp.new"
 mv "$stamp.new" "$stamp"
