@@ -1,4 +1,5 @@
-"""The rooms of the plugin, and that imports go one way: ops -> modules -> models -> generation, data -> models, tasks.
+"""The rooms of the plugin, and that imports go one way: ops -> modules -> models -> generation -> onnx -> export,
+data -> models, tasks.
 
 The package never imports scripts."""
 
@@ -19,6 +20,8 @@ ALLOWED = {
     "tasks": {"data"},
     "text": {"errors", "files"},
     "generation": {"errors", "files", "versions", "compat", "models", "text"},
+    "onnx": {"errors", "files", "generation", "text"},
+    "export": {"errors", "files", "versions", "generation", "models", "modules", "ops", "onnx"},
 }
 SCRIPTS = {path.stem for folder in ("scripts", "data-prep") for path in (ROOT / folder).glob("*.py")}
 

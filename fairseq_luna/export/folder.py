@@ -19,7 +19,7 @@ from ..onnx.translator import OPTIONS
 from ..onnx.vocabulary import SPECIAL
 from ..versions import __version__, versions
 from .precision import PRECISIONS, save
-from .tracing import Graph, check, check_torch, graphs_of, prepare
+from .tracing import Graph, check, check_torch, graphs_of, prepare, quiet
 
 SIZES = (
     "encoder_layers decoder_layers encoder_embed_dim decoder_embed_dim encoder_attention_heads decoder_attention_heads "
@@ -62,8 +62,9 @@ def export(run: Path, out: Path, precision: str = "fp32") -> Dict[str, Any]:
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole(out) as beside:
             beside.mkdir()
-            for name, graph in graphs.items():
-                save(graph.model, beside / file_of(name), precision)
+            with quiet():
+                for name, graph in graphs.items():
+                    save(graph.model, beside / file_of(name), precision)
             recipe = place.recipe
             shutil.copyfile(str(recipe.path), str(beside / recipe.model))
             for lang in {recipe.source, recipe.target}:

@@ -138,7 +138,7 @@ class Advance(nn.Module):
         """The embedding of the position of step t, (1, D)."""
         if self.positions is not None:
             return self.positions.index_select(0, t.view(1) - 1)
-        positions = self.decoder.embed_positions
+        positions: Any = self.decoder.embed_positions
         return None if positions is None else positions.at(t.view(1))
 
 

@@ -111,7 +111,7 @@ def traced(module: torch.nn.Module, inputs: List[Named], given: Sequence[Any], o
     sizes = [[next(shapes) for _ in each] if isinstance(each, list) else next(shapes) for each in given]
     program = torch.export.export(module, tuple(given), dynamic_shapes=tuple(sizes), strict=False)
     names = [each.name for each in inputs], [each.name for each in outputs]
-    made = torch.onnx.export(program, input_names=names[0], output_names=names[1], dynamo=True, verbose=False)
+    made: Any = torch.onnx.export(program, input_names=names[0], output_names=names[1], dynamo=True, verbose=False)
     return Graph(tidied(made.model_proto, inputs, outputs), inputs, outputs)
 
 

@@ -53,11 +53,13 @@ class Translator:
         )
         self.model = Model(folder, about, threads)
 
-    def translate(self, sources: Iterable[str], **options: Any) -> List[Any]:
+    def translate(self, sources: Iterable[Union[str, Source]], **options: Any) -> List[Any]:
         """The translations of all sentences, in their order, as a list. See `stream` for the arguments."""
         return list(self.stream(sources, **options))
 
-    def stream(self, sources: Iterable[str], details: bool = False, buffer: int = 256, **search: Any) -> Iterator[Any]:
+    def stream(
+        self, sources: Iterable[Union[str, Source]], details: bool = False, buffer: int = 256, **search: Any
+    ) -> Iterator[Any]:
         """Translate sentences one after the other, as many as there are.
 
         Args:
