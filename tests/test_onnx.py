@@ -86,7 +86,7 @@ def lines_for(name: str) -> list:
         {"nbest": 5},
         {"beam": 1},
         {"beam": 3, "nbest": 2, "lenpen": 0.4},
-        {"max_len_a": 0.5, "max_len_b": 1, "nbest": 5},  # where hypotheses end for want of room
+        {"max_len_a": 0.0, "max_len_b": 3, "nbest": 5},  # where hypotheses end for want of room
         {"beam": 100, "nbest": 20},  # more than there are words
     ],
     ids=str,

@@ -9,6 +9,7 @@ from .model import Model
 from .vocabulary import EOS, PAD
 
 NEVER = np.float32("-inf")
+GROUPS = 512  # of the candidates of a step, whose largest are looked at first
 
 
 class Hypothesis(NamedTuple):
@@ -85,22 +86,34 @@ def candidates(
         scores: of each beam so far, (B, beams).
         count: how many are wanted.
         first: whether nothing is written yet, and so a sentence may not end.
-        final: whether there is room for nothing but the end.
+        final: whether there is room for nothing but the end; then there is one for each beam.
 
     Returns:
-        Their scores, the best first, the beams that they go on from and their tokens, (B, count) each.
+        Their scores, the best first, the beams that they go on from and their tokens, (B, count) each, or fewer where
+        there are no more.
     """
+    if final:
+        values, origin = best(log_probs[:, :, EOS] + scores, scores.shape[1])
+        return values, origin, np.full_like(origin, EOS)
     log_probs[:, :, PAD] = NEVER
     if first:
         log_probs[:, :, EOS] = NEVER
-    if final:
-        log_probs[:, :, :EOS] = log_probs[:, :, EOS + 1 :] = NEVER
-    words = log_probs.shape[2]
     log_probs += scores[:, :, None]
-    totals = log_probs.reshape(len(log_probs), -1)
-    count = min(count, totals.shape[1] - 1)
-    best = np.argpartition(totals, -count, axis=1)[:, -count:]
-    values = np.take_along_axis(totals, best, axis=1)
-    ranks = np.lexsort((best, -values), axis=1)
-    best, values = (np.take_along_axis(each, ranks, axis=1) for each in (best, values))
-    return values, best // words, best % words
+    words, totals = log_probs.shape[2], log_probs.reshape(len(log_probs), -1)
+    values, place = best(totals, min(count, totals.shape[1] - 1))
+    return values, place // words, place % words
+
+
+def best(totals: np.ndarray, count: int) -> Tuple[np.ndarray, np.ndarray]:
+    """The largest numbers of each row and where they stand, (B, count) each, the largest first. totals: (B, n)."""
+    some = totals
+    if totals.shape[1] > GROUPS >= count:
+        # the largest of each group: as many of all are at least as large as the last of them
+        some = totals[:, : totals.shape[1] // GROUPS * GROUPS].reshape(len(totals), -1, GROUPS).max(axis=1)
+    least = np.partition(some, -count, axis=1)[:, -count]
+    rows, places = np.nonzero(totals >= least[:, None])
+    values = totals[rows, places]
+    ranks = np.lexsort((places, -values, rows))
+    firsts = np.searchsorted(rows, np.arange(len(totals)))
+    chosen = ranks[firsts[:, None] + np.arange(count)]
+    return values[chosen], places[chosen]
