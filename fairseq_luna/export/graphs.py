@@ -95,6 +95,8 @@ class Advance(nn.Module):
         states: names of those of the past.
     """
 
+    positions: Optional[Tensor]  # of all steps, where they are learned
+
     def __init__(self, model: Any, memory: List[str], states: List[str]):
         super().__init__()
         self.decoder, self.memory, self.states = model.decoder, memory, states

@@ -107,8 +107,11 @@ def traced(module: torch.nn.Module, inputs: List[Named], given: Sequence[Any], o
         given: an example of that, of which the last may be lists.
         outputs: names and shapes of what it returns.
     """
-    shapes = iter([{axis: free(size) for axis, size in enumerate(each.shape)} for each in inputs])
-    sizes = [[next(shapes) for _ in each] if isinstance(each, list) else next(shapes) for each in given]
+    known = iter(inputs)
+    sizes = [
+        [free(next(known), tensor) for tensor in each] if isinstance(each, list) else free(next(known), each)
+        for each in given
+    ]
     program = torch.export.export(module, tuple(given), dynamic_shapes=tuple(sizes), strict=False)
     names = [each.name for each in inputs], [each.name for each in outputs]
     made: Any = torch.onnx.export(program, input_names=names[0], output_names=names[1], dynamo=True, verbose=False)
@@ -129,9 +132,10 @@ def tidied(model: Any, inputs: List[Named], outputs: List[Named]) -> Any:
     return model
 
 
-def free(size: Any) -> Any:
-    """How torch.export calls a size that is known, or that is a name."""
-    return torch.export.Dim.DYNAMIC if isinstance(size, str) else None
+def free(named: Named, example: torch.Tensor) -> Dict[int, Any]:
+    """Which sizes of a tensor may differ, as torch.export takes it. Of a model with one slot, that size is always 1."""
+    sizes = zip(named.shape, example.shape)
+    return {i: torch.export.Dim.DYNAMIC for i, (size, found) in enumerate(sizes) if isinstance(size, str) and found > 1}
 
 
 @contextmanager
