@@ -91,13 +91,7 @@ def manifest_of(model: Any, place: Place, graphs: Dict[str, Graph], precision: s
         "vocabulary": {side: len(dictionary) for side, dictionary in words.items()},
         "special": {piece: number for number, piece in enumerate(SPECIAL)},
         "limits": {side: None if limit == sys.maxsize else limit for side, limit in limits.items()},
-        "graphs": {
-            name: {
-                "inputs": [each._asdict() for each in graphs[name].inputs],
-                "outputs": [each._asdict() for each in graphs[name].outputs],
-            }
-            for name in GRAPHS
-        },
+        "graphs": {name: graphs[name].about() for name in GRAPHS},
         "search": {name: getattr(Search, name) for name in OPTIONS},
         "versions": {
             "fairseq_luna": __version__,

@@ -134,7 +134,9 @@ class Advance(nn.Module):
             found += [mean for mean in after if mean is not None]
         if decoder.layer_norm is not None:
             x = decoder.layer_norm(x)
-        return (torch.log_softmax(decoder.output_layer(x), dim=-1), *found)
+        adaptive, y = decoder.adaptive_softmax, decoder.output_layer(x)
+        log_probs = torch.log_softmax(y, dim=-1) if adaptive is None else adaptive.get_log_prob(y, None)
+        return (log_probs, *found)
 
     def position(self, t: Tensor) -> Optional[Tensor]:
         """The embedding of the position of step t, (1, D)."""

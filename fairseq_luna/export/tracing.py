@@ -30,6 +30,10 @@ class Graph(NamedTuple):
     inputs: List[Named]
     outputs: List[Named]
 
+    def about(self) -> Dict[str, Any]:
+        """What a manifest tells of it."""
+        return {side: [each._asdict() for each in getattr(self, side)] for side in ("inputs", "outputs")}
+
 
 def check_torch() -> None:
     """Refuse a torch that cannot export."""
@@ -52,11 +56,6 @@ def check(model: Any, name: str) -> None:
         raise Problem(
             f"the model of {name} has --decoder-self-attention softmax, whose state grows with each step: export one "
             "that was trained with --decoder-self-attention luna"
-        )
-    if model.decoder.output_projection is None:
-        raise Problem(
-            f"the model of {name} has an adaptive softmax: export one that was trained without "
-            "--adaptive-softmax-cutoff"
         )
 
 
