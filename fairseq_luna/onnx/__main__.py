@@ -54,13 +54,14 @@ def parse_args() -> argparse.Namespace:
     search = parser.add_argument_group("search", "defaults are those of the model, else those that are named")
     search.add_argument("--beam", type=int, metavar="N", help=f"hypotheses at a time ({Search.beam})")
     search.add_argument("--lenpen", type=float, metavar="X", help=f"above 1 for longer translations ({Search.lenpen})")
-    search.add_argument("--max-len-a", type=float, metavar="A", help="a translation of a source of n tokens")
     search.add_argument(
-        "--max-len-b",
-        type=int,
-        metavar="B",
-        help=f"has at most A n + B ({Search.max_len_a} n + {Search.max_len_b}), n of the longest in its batch",
+        "--max-len-a",
+        type=float,
+        metavar="A",
+        help="a translation has at most A n + B tokens, n being those of the longest source in its batch "
+        f"({Search.max_len_a})",
     )
+    search.add_argument("--max-len-b", type=int, metavar="B", help=f"see --max-len-a ({Search.max_len_b})")
     search.add_argument(
         "--nbest",
         type=int,

@@ -17,7 +17,6 @@ from ..text.recipes import RECIPES
 
 FORMAT, VERSION = "fairseq_luna ONNX model", 1
 MANIFEST, GRAPHS = "manifest.json", ("encode", "step")
-KEYS = "settings files limits graphs search".split()  # that translating reads
 
 
 def read(folder: Path) -> Dict[str, Any]:
@@ -57,9 +56,10 @@ def read_manifest(folder: Path) -> Dict[str, Any]:
             "the model again, or take the fairseq_luna that it was exported with"
         )
     try:
-        missing = [key for key in KEYS if key not in manifest]
-        sound = not missing and set(manifest["files"]) == set(members(manifest["settings"]))
-    except (KeyError, TypeError):
+        known = {"files": members(manifest["settings"]), "graphs": GRAPHS, "limits": ("source", "target")}
+        sound = isinstance(manifest["search"], dict) and all(set(manifest[key]) == set(known[key]) for key in known)
+        sound = sound and all({"sha256", "bytes"} <= set(each) for each in manifest["files"].values())
+    except (KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise Problem(f"{path} does not describe an exported model: export the model again")
