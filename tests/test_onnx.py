@@ -120,6 +120,7 @@ def test_a_long_source(translators):
     assert ours[0].pieces == theirs[0].pieces and len(ours[0].source_pieces) == 1100
 
 
+@pytest.mark.stock
 def test_positions_are_those_of_fairseq():
     """Beyond the table, too, that fairseq begins with, and wherever padding is."""
     for dim in 6, 7:

@@ -48,7 +48,7 @@ def export(run: Path, out: Path, precision: str = "fp32") -> Dict[str, Any]:
         try:
             metadata.version(name)
         except metadata.PackageNotFoundError:
-            raise Problem(f"{name} is not installed: pip install 'fairseq-luna[export]'") from None
+            raise Problem(f"{name} is not installed: pip install onnx onnxruntime onnxscript") from None
     if out.exists():
         try:
             read_manifest(out)
