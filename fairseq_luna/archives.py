@@ -44,7 +44,7 @@ class Kind(NamedTuple):
     """A kind of archive, and what is said of one that is not as it should be: of {file}, a {name} in it, an {error}."""
 
     first: str  # the name of the member that lists the others
-    unzipped: Callable[[str], IO[bytes]]  # opens a file by its path: SoberGzip or SoberXz
+    unzipped: Callable[[str], Any]  # opens a file by its path: SoberGzip or SoberXz
     damaged: str
     foreign: str  # it does not begin with the list
     strange: str  # a member that is not listed, there twice, not as long as listed, or no plain file

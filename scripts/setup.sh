@@ -156,11 +156,17 @@ is_done && exit
 
 if [ -e "$venv/pyvenv.cfg" ]; then say "$venv is unfinished or out of date: removing it"; fi
 find "$venv/" -mindepth 1 -maxdepth 1 ! -name setup.lock -exec rm -rf {} +
+if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  sizes='3 GB to download, 5.5 GB on disk (0.7 and 2.5 GB where pip finds a torch for CPUs)'
+else
+  sizes='0.9 GB to download, 2 GB on disk'
+fi
+say "torch, fairseq and what they need take about $sizes"
 # with the pip that Python brings: below 3.11 that is older than 24.1, which refuses the metadata of omegaconf 2.0
 pip=("$venv/bin/python" -m pip install --constraint constraints.txt)
 step "making $venv with $("$python" --version)" "$python" -m venv "$venv"
 step "installing torch" "${pip[@]}" torch
-step "installing fairseq, fairseq_luna and what they need" "${pip[@]}" --editable ".[fairseq,dev,plot]"
+step "installing fairseq, fairseq_luna and what they need" "${pip[@]}" --editable ".[fairseq,dev,plot,export]"
 # last and at once, so that no interruption leaves it on half an environment
 fingerprint "$venv/bin/python" >"$stamp.new"
 mv "$stamp.new" "$stamp"

@@ -59,7 +59,7 @@ def losses(folder: Path, checkpoints: str, updates: int, *more: str) -> List[flo
     words += "--optimizer adam --lr 0.002 --clip-norm 1 --criterion cross_entropy".split()
     words += "--batch-size 10 --required-batch-size-multiple 1".split()
     words += "--log-format json --log-interval 1 --num-workers 0 --distributed-world-size 1".split()
-    words += "--disable-validation --save-interval 1000000 --no-epoch-checkpoints".split()
+    words += "--valid-subset train --disable-validation --save-interval 1000000 --no-epoch-checkpoints".split()
     words += ["--save-dir", str(folder / checkpoints), "--max-update", str(updates), *more]
     words += [] if torch.cuda.is_available() else ["--cpu"]
     found: List[float] = []

@@ -125,7 +125,7 @@ class LunaTransformerEncoder(LunaEncoder):
         return EncodedSource(
             out=encoded.out,
             padding=padding,
-            sentence=torch.arange(len(padding), device=padding.device),
+            sentence=torch.arange(padding.size(0), device=padding.device),
             packed=encoded.packed,
             slot_padding=encoded.slots.padding,
             layers=drawn,
