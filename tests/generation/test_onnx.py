@@ -186,7 +186,7 @@ def test_what_the_command_writes_is_what_translate_sh_writes(runs, exported, tmp
     (tmp_path / "a text").write_text("".join(line + "\n" for line in SOURCES[:6]), encoding="utf-8")
     options = ["--nbest", 3, "--beam", 4, "--lenpen", 0.7, tmp_path / "a text"]
     done = command(exported / "untied", *options)
-    theirs = call("scripts/translate.py", "--cpu", "--model", runs / "untied", *options)
+    theirs = call("luna_tools.evaluation.translate", "--cpu", "--model", runs / "untied", *options)
     rows = [[row.split("\t") for row in text.splitlines()] for text in (done.stdout, theirs)]
     assert len(rows[0]) == 18 and [row[::2] for row in rows[0]] == [row[::2] for row in rows[1]]
     assert [float(row[1]) for row in rows[0]] == pytest.approx([float(row[1]) for row in rows[1]], abs=1e-3)
