@@ -33,5 +33,7 @@ setup(
             'triton; python_version >= "3.11" and sys_platform == "linux"',
         ],
         "plot": ["matplotlib"],
+        # where torch can export; what translates with the result asks for onnxruntime alone
+        "export": [f'{name}; python_version >= "3.11"' for name in ("onnx", "onnxruntime", "onnxscript")],
     },
 )

@@ -28,7 +28,7 @@ def _refuse_taken(registry: str, name: str) -> None:
         )
 
 
-if not run_as_command():  # `python -m fairseq_luna` answers where fairseq is missing, too
+if not run_as_command():  # `python -m fairseq_luna` and `python -m fairseq_luna.onnx` need no fairseq
     require_fairseq()
 
     from . import compat

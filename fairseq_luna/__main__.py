@@ -62,8 +62,10 @@ def list_settings(arch: str) -> int:
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1
+    from .renamed import current
     from .settings import ARCHITECTURES, text
 
+    arch = current("arch", arch)
     if arch not in ARCHITECTURES:
         print(f"--settings {arch} is no architecture; choose from {', '.join(ARCHITECTURES)}.", file=sys.stderr)
         return 1

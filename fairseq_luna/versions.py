@@ -38,6 +38,7 @@ TESTED = (
 TRIED = ("3.9", "3.10", "3.12")
 
 MISSING = "not installed"
+COMMANDS = "fairseq_luna", "fairseq_luna.onnx"  # what `python -m` may be asked to run
 
 
 def versions() -> Dict[str, str]:
@@ -93,12 +94,12 @@ def require_fairseq() -> None:
 
 
 def run_as_command() -> bool:
-    """Whether the package is being imported only to run `python -m fairseq_luna`, which must answer without fairseq."""
+    """Whether the package is being imported only to run one of `COMMANDS`, which must answer without fairseq."""
     frame = sys._getframe()
     while frame.f_back:
         frame = frame.f_back
     # `python -m NAME` imports the package of that name from this function of the standard library's runpy
-    return frame.f_code.co_name == "_run_module_as_main" and frame.f_locals.get("mod_name") == "fairseq_luna"
+    return frame.f_code.co_name == "_run_module_as_main" and frame.f_locals.get("mod_name") in COMMANDS
 
 
 def _complaint(error: Exception) -> str:

@@ -166,7 +166,7 @@ say "torch, fairseq and what they need take about $sizes"
 pip=("$venv/bin/python" -m pip install --constraint constraints.txt)
 step "making $venv with $("$python" --version)" "$python" -m venv "$venv"
 step "installing torch" "${pip[@]}" torch
-step "installing fairseq, fairseq_luna and what they need" "${pip[@]}" --editable ".[fairseq,dev,plot]"
+step "installing fairseq, fairseq_luna and what they need" "${pip[@]}" --editable ".[fairseq,dev,plot,export]"
 # last and at once, so that no interruption leaves it on half an environment
 fingerprint "$venv/bin/python" >"$stamp.new"
 mv "$stamp.new" "$stamp"

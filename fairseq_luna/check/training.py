@@ -54,7 +54,7 @@ def losses(folder: Path, checkpoints: str, updates: int, *more: str) -> List[flo
     Returns:
         The loss of each update, in bits a piece.
     """
-    words = [str(folder), "--user-dir", str(USER_DIR), "--arch", "luna_transformer_tiny_plain_packs"]
+    words = [str(folder), "--user-dir", str(USER_DIR), "--arch", "luna_transformer_tiny_local"]
     words += "--task translation --dataset-impl raw -s en -t de --share-all-embeddings".split()
     words += "--optimizer adam --lr 0.002 --clip-norm 1 --criterion cross_entropy".split()
     words += "--batch-size 10 --required-batch-size-multiple 1".split()

@@ -2,9 +2,6 @@
 
 from typing import Any, Dict, Iterator, List, Sequence
 
-import torch
-from fairseq.utils import apply_to_sample
-
 
 def by_length(lengths: Sequence[int], most: int, tokens: int) -> Iterator[List[int]]:
     """The numbers of sentences in batches of like lengths, the shortest first.
@@ -24,6 +21,8 @@ def by_length(lengths: Sequence[int], most: int, tokens: int) -> Iterator[List[i
         yield batch
 
 
-def collated(dataset: Any, numbers: Sequence[int], device: torch.device) -> Dict[str, Any]:
-    """A batch of a dataset of fairseq, on the device; the numbers of its sentences are under "id"."""
+def collated(dataset: Any, numbers: Sequence[int], device: Any) -> Dict[str, Any]:
+    """A batch of a dataset of fairseq, on the device of torch; the numbers of its sentences are under "id"."""
+    from fairseq.utils import apply_to_sample  # not above: `fairseq_luna.onnx` has no fairseq
+
     return apply_to_sample(lambda tensor: tensor.to(device), dataset.collater([dataset[i] for i in numbers]))

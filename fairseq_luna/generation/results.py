@@ -1,8 +1,9 @@
 """What goes into a `Translator` and comes out."""
 
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, List, NamedTuple, Optional, Sequence, Tuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # `fairseq_luna.onnx` has no torch
+    from torch import Tensor
 
 
 class Source(NamedTuple):
@@ -41,7 +42,7 @@ class Translation(NamedTuple):
     pieces: Tuple[str, ...] = ()
     source_pieces: Tuple[str, ...] = ()
     alignment: Optional[List[Tuple[int, int]]] = None
-    attention: Optional[Tensor] = None
+    attention: "Optional[Tensor]" = None
 
 
 class Score(NamedTuple):

@@ -174,7 +174,7 @@ class LunaEncoder(FairseqEncoder):
                 )
         count, slots = self.slots(padding)
         x = self.embed(src_tokens)
-        packed = None if self.packed_embedding is None else self.embed_packed(len(src_tokens), count)
+        packed = None if self.packed_embedding is None else self.embed_packed(src_tokens.size(0), count)
         return x, packed, padding, slots
 
     def carry(self, x: Tensor, packed: Optional[Tensor], padding: Optional[Tensor], slots: SlotInfo) -> Encoded:

@@ -18,7 +18,7 @@ from ..pruning import forget_unread_norms, prune_layers
 from ..registration import register
 from ..static_pass import Inputs
 from ..training_graphs import Stack, TrainingGraphs, renewed, trains
-from .architectures import CONFIGS
+from .architectures import CONFIGS, FORMER_CONFIGS
 from .checks import checked
 from .config import LunaTransformerConfig
 from .decoder import LunaDecoder
@@ -160,6 +160,12 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
             self if whole else self.decoder, self.decoder.embed_tokens.weight, self.inference_precision
         )
 
+    def __prepare_scriptable__(self) -> "LunaTransformerModel":
+        """Called by torch.jit.script, which has no types for what this model's operators hand to each other."""
+        raise NotImplementedError(
+            f"torch.jit.script does not take a {self.arch}: export a trained model as ONNX by scripts/export.sh."
+        )
+
     def upgrade_state_dict_named(self, state_dict: Dict[str, Tensor], name: str) -> None:
         """Called by fairseq on loading: accepts checkpoints of the authors' implementation, too."""
         own = self.state_dict()
@@ -177,5 +183,5 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
         super().upgrade_state_dict_named(state_dict, name)
 
 
-for _arch, _config in CONFIGS.items():
+for _arch, _config in {**CONFIGS, **FORMER_CONFIGS}.items():
     register(_arch, _config, LunaTransformerModel, globals())

@@ -1,6 +1,6 @@
 """A decoder's step in fixed shapes and memory of its own, so that a CUDA graph can hold it."""
 
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from ...modules.decoder_layer import Source
 from ...modules.softmax_attention import CrossAttention, SourceState
 from ...modules.source_layer import SourceView
+from ...modules.step import Step
 from ...ops.causal.attention import CausalState
 from ...ops.precision import accumulation_dtype
 from ..sizes import some, upwards
@@ -96,18 +97,14 @@ class StaticStep:
     def compute(self) -> None:
         """The step."""
         decoder, (sentences, beams, *_) = self.decoder, self.shape
-        state: Dict[Any, Any] = {}
-        step = decoder.step_of(self.t, state)
+        step = decoder.step_of(self.t, {})
         here = None if self.positions is None else self.positions.index_select(0, self.t.view(1) - 1)
         x = decoder.embed_at(self.tokens.unsqueeze(1), here).view(sentences, beams, -1)
         source = Source(None, self.padding, self.slot_padding)
         for layer, view, kept, read in zip(decoder.layers, self.views, self.states, self.keys_values):
             # one layer after the other: what follows the beams is another copy of the state
-            state[layer.self_attn] = kept.reorder(self.order)
-            if read is not None:
-                state[layer.cross_attn] = SourceState(*read, beams)
-            x, _ = layer(x, source, view, step)
-            for mean, new in _pairs([kept], [state.pop(layer.self_attn)]):
+            x, after = through(layer, x, source, view, kept.reorder(self.order), read, step)
+            for mean, new in _pairs([kept], [after]):
                 mean.copy_(new)
         if decoder.layer_norm is not None:
             x = decoder.layer_norm(x)
@@ -142,6 +139,38 @@ class StaticStep:
             mine[: len(sentences)] = theirs.index_select(0, sentences)
         for mine, theirs in _pairs(self.states, other.states):
             mine[: len(rows)] = theirs.index_select(0, rows)
+
+
+def through(
+    layer: Any,
+    x: Tensor,
+    source: Source,
+    view: SourceView,
+    state: CausalState,
+    keys_values: Optional[Tuple[Tensor, Tensor]],
+    step: Step,
+) -> Tuple[Tensor, CausalState]:
+    """A step of one decoder layer, of tensors alone.
+
+    Args:
+        layer: a `LunaDecoderLayer` whose self-attention is Luna's.
+        x: (B, beams, D).
+        source: the masks of it.
+        view: of the layer.
+        state: of the layer before the step, of all B * beams rows.
+        keys_values: of the source, (B, H, m, d) each, where the cross attention is full.
+        step: of the decoding; keeps nothing of what is done here.
+
+    Returns:
+        As x, and the state after the step.
+    """
+    kept = step.incremental_state
+    kept[layer.self_attn] = state
+    if keys_values is not None:
+        kept[layer.cross_attn] = SourceState(*keys_values, x.size(1))
+    x, _ = layer(x, source, view, step)
+    kept.pop(layer.cross_attn, None)
+    return x, kept.pop(layer.self_attn)
 
 
 def _pairs(mine: Iterable[Any], theirs: Iterable[Any]) -> Iterator[Tuple[Tensor, Tensor]]:
