@@ -16,4 +16,4 @@ format:
 # the files that list the model's settings: run it when a class of settings has changed
 settings:
 	@bash scripts/setup.sh
-	@"$(VENV)/bin/python" scripts/write_settings.py
+	@PYTHONPATH=scripts "$(VENV)/bin/python" -m luna_tools.inspection.settings_page

@@ -2,4 +2,4 @@
 # Make parallel text of your own ready for fairseq-train. `--help` lists the options.
 set -euo pipefail
 source "$(dirname "$0")/../scripts/env.sh"
-exec "$python" "$root/data-prep/prepare_corpus.py" "$@"
+exec "$python" -m luna_data.parallel.prepare_corpus "$@"

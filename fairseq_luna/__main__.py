@@ -1,4 +1,4 @@
-"""`python -m fairseq_luna`: the folder to give to fairseq's --user-dir, and what there is to set."""
+"""`python -m fairseq_luna`: the folder to give to fairseq's --user-dir, what works here, and what there is to set."""
 
 import argparse
 import os
@@ -6,7 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from .versions import __version__, differences, require_fairseq, versions
+from .check import check
+from .versions import __version__, require_fairseq, verdict, versions
 
 
 def main() -> int:
@@ -18,6 +19,9 @@ def main() -> int:
         "--versions", action="store_true", help="print the versions found and whether they were tested together"
     )
     parser.add_argument(
+        "--check", action="store_true", help="train and translate with a very small model, and tell what works here"
+    )
+    parser.add_argument(
         "--settings",
         nargs="?",
         const="luna_transformer",
@@ -27,6 +31,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.versions:
         return report()
+    if args.check:
+        return check()
     if args.settings:
         return list_settings(args.settings)
     print(Path(__file__).resolve().parent)
@@ -37,12 +43,7 @@ def report() -> int:
     """Print the versions found; 1 where fairseq cannot be used."""
     for name, version in {"fairseq_luna": __version__, **versions()}.items():
         print(f"{name:<14} {version}")
-    apart = differences()
-    if apart:
-        listed = ", ".join(f"{name} {version}" for name, version in apart.items())
-        print(f"This combination is not tested; the nearest one that is has {listed}.")
-    else:
-        print("This combination is tested.")
+    print(verdict())
     try:
         require_fairseq()
     except ImportError as error:
@@ -61,8 +62,10 @@ def list_settings(arch: str) -> int:
     except ImportError as error:
         print(error, file=sys.stderr)
         return 1
+    from .renamed import current
     from .settings import ARCHITECTURES, text
 
+    arch = current("arch", arch)
     if arch not in ARCHITECTURES:
         print(f"--settings {arch} is no architecture; choose from {', '.join(ARCHITECTURES)}.", file=sys.stderr)
         return 1

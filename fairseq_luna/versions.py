@@ -34,6 +34,9 @@ TESTED = (
     },
 )
 
+# Pythons that the marked tests and the quick start were tried on, with the versions of the nearest combination
+TRIED = ("3.9", "3.10", "3.12")
+
 MISSING = "not installed"
 COMMANDS = "fairseq_luna", "fairseq_luna.onnx"  # what `python -m` may be asked to run
 
@@ -53,6 +56,22 @@ def differences() -> Dict[str, str]:
     found["torch"] = found["torch"].partition("+")[0]  # the CPU and CUDA builds of a release are one version
     apart = [{name: want for name, want in tested.items() if want != found[name]} for tested in TESTED]
     return min(apart, key=len)
+
+
+def verdict() -> str:
+    """Whether the versions found were tested together, in a sentence."""
+    apart = differences()
+    if not apart:
+        return "This combination is tested."
+    if list(apart) == ["python"] and "{}.{}".format(*sys.version_info) in TRIED:
+        return f"This combination is tested in part, less than with Python {apart['python']}."
+    return f"This combination is not tested; the nearest one that is has {listed(apart)}."
+
+
+def listed(found: Dict[str, str]) -> str:
+    """Versions in a line; that of fairseq names its distribution itself."""
+    named = {name: name == "fairseq" and version != MISSING for name, version in found.items()}
+    return ", ".join(version if named[name] else f"{name} {version}" for name, version in found.items())
 
 
 def require_fairseq() -> None:

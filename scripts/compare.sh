@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 reuse_memory
-exec "$python" "$root/scripts/compare.py" "$@"
+exec "$python" -m luna_tools.study.command "$@"

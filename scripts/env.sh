@@ -14,6 +14,9 @@ if [ ! "$python" ]; then
   python=$(cd "$root" && cd "${VENV:-.venv}/bin" && pwd)/python
 fi
 
+# where the packages luna_tools and luna_data are
+export PYTHONPATH="$root/scripts:$root/data-prep${PYTHONPATH:+:$PYTHONPATH}"
+
 # glibc gives big blocks of memory back to the kernel at once and gets them anew, page by page: a third of the time of
 # a training step on a CPU. With these it keeps them.
 reuse_memory() {

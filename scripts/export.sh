@@ -2,4 +2,4 @@
 # Write a trained model as ONNX, to translate without torch and fairseq. `--help` lists the options.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
-exec "$python" "$root/scripts/export.py" "$@"
+exec "$python" -m luna_tools.evaluation.export "$@"

@@ -2,4 +2,4 @@
 # WMT14 English-German from the archives to the table: data, training, evaluation. `--help` lists the options.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
-exec "$python" "$root/scripts/replicate_wmt14.py" "$@"
+exec "$python" -m luna_tools.replicate "$@"

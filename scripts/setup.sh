@@ -104,16 +104,26 @@ take_lock() {
 }
 
 step() {
-  local what=$1 start=$SECONDS
+  local what=$1 start=$SECONDS lines
   shift
+  touch "$log"
+  lines=$(wc -l <"$log")
   printf 'setup: %s ... ' "$what" >&2
   if "$@" >>"$log" 2>&1; then
-    echo "$((SECONDS - start)) s" >&2
+    echo "$((SECONDS - start)) s$(tail -n "+$((lines + 1))" "$log" | downloaded)" >&2
   else
     echo "failed" >&2
     explain
     exit 1
   fi
+}
+
+# How much pip has downloaded, by its own words: "Downloading NAME.whl (12.3 MB)".
+downloaded() {
+  awk '/^ *Downloading .*\([0-9.]+ [kMG]B\)$/ {
+    size = substr($(NF - 1), 2); megabytes += $NF == "kB)" ? size / 1000 : $NF == "GB)" ? size * 1000 : size
+  }
+  END { if (megabytes) printf ", %.0f MB downloaded", megabytes }'
 }
 
 explain() {
@@ -146,6 +156,12 @@ is_done && exit
 
 if [ -e "$venv/pyvenv.cfg" ]; then say "$venv is unfinished or out of date: removing it"; fi
 find "$venv/" -mindepth 1 -maxdepth 1 ! -name setup.lock -exec rm -rf {} +
+if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  sizes='3 GB to download, 5.5 GB on disk (0.7 and 2.5 GB where pip finds a torch for CPUs)'
+else
+  sizes='0.9 GB to download, 2 GB on disk'
+fi
+say "torch, fairseq and what they need take about $sizes"
 # with the pip that Python brings: below 3.11 that is older than 24.1, which refuses the metadata of omegaconf 2.0
 pip=("$venv/bin/python" -m pip install --constraint constraints.txt)
 step "making $venv with $("$python" --version)" "$python" -m venv "$venv"

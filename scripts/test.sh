@@ -13,8 +13,8 @@ Sets up the environment where needed (scripts/setup.sh). Then runs ruff, mypy an
   --check   only ruff and mypy
 
 Examples:
-  bash scripts/test.sh tests/test_functional.py -k causal
-  bash scripts/test.sh --all tests/test_train.py
+  bash scripts/test.sh tests/ops/test_functional.py -k causal
+  bash scripts/test.sh --all tests/scripts/test_train.py
   PYTHON=python3.12 VENV=.venv-312 bash scripts/test.sh
   STOCK_PYTHON=python3.9 bash scripts/test.sh --stock --all
 EOF

@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 reuse_memory
-exec "$python" "$root/scripts/translate.py" "$@"
+exec "$python" -m luna_tools.evaluation.translate "$@"

@@ -48,8 +48,9 @@ def run(command, fails=False, **options):
 
 
 def script(name: str, *args) -> list:
-    """The words of a script of the checkout, such as scripts/train.py."""
-    return [sys.executable, str(ROOT / name), *map(str, args)]
+    """The words of a script of the checkout, by its module or its file: luna_tools.training.command."""
+    place = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
+    return [sys.executable, *place, *map(str, args)]
 
 
 def start(name: str, *args, **options) -> subprocess.Popen:
@@ -207,5 +208,5 @@ def prepared(folder: Path, *options: str) -> Path:
             (folder / f"{split}.{lang}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     splits = [word for split in ("train", "valid", "test") for word in (f"--{split}", str(folder / split))]
     languages = ["--source", "en", "--target", "de", "--vocab-size", "320", "--workers", "1"]
-    call("data-prep/prepare_corpus.py", *splits, *languages, "--out", folder / "data", *options)
+    call("luna_data.parallel.prepare_corpus", *splits, *languages, "--out", folder / "data", *options)
     return folder / "data"

@@ -1,9 +1,14 @@
 """What test files share."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
+
+# where commands that tests run find the packages of the scripts, as scripts/env.sh has it; pyproject.toml for tests
+PACKAGES = [str(Path(__file__).resolve().parent.parent / folder) for folder in ("scripts", "data-prep")]
+os.environ["PYTHONPATH"] = os.pathsep.join([*PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels then run on the CPU, where asked for
@@ -21,7 +26,7 @@ def one_process_group(tmp_path_factory):
 # Those that take longest, first: the two workers of scripts/test.sh then end at about the same time.
 LONGEST = (
     "compare train quickstart commands replicate benchmark onnx data alignment compat translate generation roads "
-    "quant_noise graphs ops evaluate gpu_check optim install".split()
+    "quant_noise graphs ops check evaluate gpu_check optim install".split()
 )
 
 

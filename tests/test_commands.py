@@ -161,7 +161,7 @@ def test_a_short_training_generates(data, short):
 
 
 OWN = """
-model: {_name: luna_transformer_tiny_plain_packs, projection_length: 6, encoder_layers: 2, share_all_embeddings: true}
+model: {_name: luna_transformer_tiny_local, projection_length: 6, encoder_layers: 2, share_all_embeddings: true}
 common: {user_dir: "???", cpu: true}
 task: {_name: translation, data: "???", source_lang: in, target_lang: out}
 criterion: {_name: cross_entropy}
@@ -178,7 +178,7 @@ def test_arch_and_yaml_build_the_same_model(data, tmp_path):
     """fairseq-train --arch, and fairseq-hydra-train with our YAML and with one that has the name and little else."""
     run(
         fairseq(
-            *("train", data, "--save-dir", tmp_path / "arch", "--arch", "luna_transformer_tiny_plain_packs"),
+            *("train", data, "--save-dir", tmp_path / "arch", "--arch", "luna_transformer_tiny_local"),
             *("--projection-length", 6, "--encoder-layers", 2, "--share-all-embeddings", *TRAINING),
             *("--max-update", 1, "--total-num-update", 2, "--disable-validation"),
         )

@@ -125,10 +125,14 @@ def test_versions_without_fairseq(tmp_path):
 
 @pytest.mark.stock
 def test_versions_of_the_tested_set():
-    if not (Path(sys.prefix) / "setup.done").exists() or sys.version_info[:2] not in [(3, 8), (3, 11)]:
-        pytest.skip("not an environment that scripts/setup.sh made with one of the two tested Pythons")
+    if not (Path(sys.prefix) / "setup.done").exists():
+        pytest.skip("not an environment that scripts/setup.sh made")
     process = run(sys.executable, "-m", "fairseq_luna", "--versions")
-    assert process.returncode == 0 and process.stdout.endswith("This combination is tested.\n")
+    last = process.stdout.splitlines()[-1]
+    if sys.version_info[:2] in [(3, 8), (3, 11)]:
+        assert (process.returncode, last) == (0, "This combination is tested.")
+    else:
+        assert process.returncode == 0 and last.startswith("This combination is tested in part, ")
 
 
 @pytest.mark.stock
@@ -160,23 +164,39 @@ def test_constraints_pin_the_tested_set(combination):
 # ---- the wheel
 
 
-@pytest.mark.stock
-def test_wheel_holds_the_package_and_runs(tmp_path):
-    source = tmp_path / "source"  # building leaves files beside setup.py
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel that `pip wheel . --no-deps` makes of the checkout, and the files of the package."""
+    base = tmp_path_factory.mktemp("wheel")
+    source = base / "source"  # building leaves files beside setup.py
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(str(ROOT / "fairseq_luna"), str(source / "fairseq_luna"), ignore=ignore)
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for folder in {path.parent for path in ROOT.glob("*/*.py")}:  # of which only the package belongs into it
+        shutil.copytree(str(folder), str(source / folder.name), ignore=ignore)
+    for name in "setup.py", "pyproject.toml", "LICENSE", "README.md":
         shutil.copy(str(ROOT / name), str(source))
+    package = {str(path.relative_to(source)) for path in (source / "fairseq_luna").rglob("*") if path.is_file()}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    built = run(*pip, "wheel", ".", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, cwd=source)
+    built = run(*pip, "wheel", ".", "--no-deps", "--no-build-isolation", "--wheel-dir", base, cwd=source)
     assert built.returncode == 0, built.stderr
+    (made,) = base.glob("fairseq_luna-0.1.0-*.whl")
+    return made, package
 
-    (wheel,) = tmp_path.glob("fairseq_luna-0.1.0-*.whl")
-    with zipfile.ZipFile(str(wheel)) as archive:
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """A folder with what the wheel installs, far from the checkout."""
+    folder = tmp_path_factory.mktemp("a site")
+    with zipfile.ZipFile(str(wheel[0])) as archive:
+        archive.extractall(str(folder))
+    return folder
+
+
+@pytest.mark.stock
+def test_wheel_holds_the_package_alone(wheel):
+    made, package = wheel
+    with zipfile.ZipFile(str(made)) as archive:
         held = archive.namelist()
         (metadata,) = (archive.read(name).decode() for name in held if name.endswith("METADATA"))
-        archive.extractall(str(tmp_path / "site"))
-    package = {str(path.relative_to(source)) for path in (source / "fairseq_luna").rglob("*") if path.is_file()}
     assert {name for name in held if ".dist-info/" not in name} == package
     assert any(name.endswith("LICENSE") for name in held)
 
@@ -196,9 +216,28 @@ def test_wheel_holds_the_package_and_runs(tmp_path):
         found = [name for name in ("fairseq", "ve-fairseq") if required[name].marker.evaluate(marked)]
         assert found == ([wanted] if wanted else [])
 
-    site = tmp_path / "site"
+
+@pytest.mark.stock
+def test_what_the_wheel_installs_works_without_the_checkout(site, tmp_path):
     process = run(sys.executable, "-S", "-m", "fairseq_luna", cwd=tmp_path, PYTHONPATH=str(site))
-    assert process.stdout == f"{site / 'fairseq_luna'}\n"
+    user_dir = str(site / "fairseq_luna")
+    assert process.stdout == f"{user_dir}\n"
+
+    # as fairseq-train finds it: by its folder alone
+    program = (
+        "import sys\n"
+        "from fairseq import options\n"
+        "args = options.parse_args_and_arch(options.get_training_parser(), sys.argv[1:])\n"
+        "import fairseq_luna\n"
+        "print(args.arch, fairseq_luna.__file__)\n"
+    )
+    words = ["data", "--user-dir", user_dir, "--arch", "luna_transformer_tiny"]
+    process = run(sys.executable, "-c", program, *words, cwd=tmp_path, PYTHONPATH="")
+    assert process.stdout == f"luna_transformer_tiny {user_dir}/__init__.py\n", process.stderr
+
+    # training with --user-dir, checkpoints and the Translator
+    process = run(sys.executable, "-m", "fairseq_luna", "--check", cwd=tmp_path, PYTHONPATH=str(site))
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 # ---- the scripts
@@ -281,5 +320,6 @@ def test_setup_waits_for_another_and_remakes_what_was_left_half_done(tmp_path):
     said = setup.communicate()[1]
 
     assert setup.returncode == 1 and not half.exists() and not (venv / "setup.done").exists()
+    assert "setup: torch, fairseq and what they need take about " in said
     assert "setup: installing torch ... failed" in said and "Failed to establish a new connection" in said
     assert said.splitlines()[-1].startswith("setup: The package index cannot be reached: check the network")

@@ -9,7 +9,7 @@ import torch
 from fairseq.data import Dictionary
 
 from fairseq_luna.models.luna_transformer import LunaTransformerModel
-from fairseq_luna.models.luna_transformer.architectures import FULL_CROSS, PLAIN_PACKS
+from fairseq_luna.models.luna_transformer.architectures import HYBRID, LOCAL
 from fairseq_luna.models.luna_transformer.config import CROSS_ATTENTIONS, SELF_ATTENTIONS, LunaTransformerConfig
 
 PAD, EOS = 1, 2
@@ -47,12 +47,12 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "gaussian-unpack": {"encoder_unpack_bias": "gaussian"},
     "decaying": {"causal_mean": "decaying"},
     "decaying-untied-pre-norm": {"causal_mean": "decaying", **UNTIED, **PRE_NORM},
-    "full-cross": {**FULL_CROSS, **PRE_NORM},
-    "shared-slots": {**PLAIN_PACKS, **PRE_NORM, "projection_length": DIMS["projection_length"], "tokens_per_slot": 1.7},
-    "plain-packs": {**PLAIN_PACKS, **PRE_NORM, "projection_length": DIMS["projection_length"]},
+    "hybrid": {**HYBRID, **PRE_NORM},
+    "shared-slots": {**LOCAL, **PRE_NORM, "projection_length": DIMS["projection_length"], "tokens_per_slot": 1.7},
+    "local": {**LOCAL, **PRE_NORM, "projection_length": DIMS["projection_length"]},
 }
 # a Transformer, and one with what makes our Lunas local
-ORDINARY = {"encoder_self_attention": "softmax", "decoder_self_attention": "softmax", "cross_attention": "full"}
+ORDINARY = {"encoder_self_attention": "softmax", "decoder_self_attention": "softmax", "cross_attention": "softmax"}
 LOCAL_ORDINARY = {**ORDINARY, "causal_mean": "decaying", "encoder_unpack_bias": "gaussian"}
 VARIANTS["local-transformer"] = {**LOCAL_ORDINARY, **PRE_NORM}
 # and every choice of attentions but the paper's
@@ -67,16 +67,16 @@ VARIANTS.update(
 LINFORMER = {"encoder_self_attention": "linformer", "linformer_length": 5, "max_source_positions": 64}
 VARIANTS["linformer"] = {**LINFORMER, **PRE_NORM}
 TWO_DIMS = {**VARIANTS["two-dims"], **PRE_NORM}
-VARIANTS["two-dims-cross-full"] = {**TWO_DIMS, "cross_attention": "full", "pack_bias": "gaussian"}
-VARIANTS["two-dims-plain"] = {**TWO_DIMS, "pack_values": "plain", "decoder_projected_attention_heads": 8}
+VARIANTS["two-dims-cross-softmax"] = {**TWO_DIMS, "cross_attention": "softmax", "pack_bias": "gaussian"}
+VARIANTS["two-dims-unprojected"] = {**TWO_DIMS, "pack_values": "unprojected", "decoder_projected_attention_heads": 8}
 VARIANTS["two-dims-decoder-softmax"] = {**TWO_DIMS, **UNTIED, "decoder_self_attention": "softmax"}
 
 # which between them have every setting; the others are more ways to put these together
 FEW = (
     "tied untied-pre-norm elu pack-heads layernorm-embedding learned-positions gaussian-fixed-length gaussian-unpack "
-    "decaying-untied-pre-norm full-cross plain-packs shared-slots local-transformer linformer two-dims-plain "
+    "decaying-untied-pre-norm hybrid local shared-slots local-transformer linformer two-dims-unprojected "
     "two-dims-decoder-softmax "
-    "encoder-softmax-decoder-luna-cross-packed encoder-softmax-decoder-softmax-cross-full"
+    "encoder-softmax-decoder-luna-cross-packed encoder-softmax-decoder-softmax-cross-softmax"
 ).split()
 
 

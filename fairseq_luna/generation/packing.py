@@ -12,28 +12,35 @@ Unpacked by `tar`, it is a folder that `Translator.from_run` and fairseq's own c
 """
 
 import gzip
-import hashlib
 import json
 import pickle
 import re
 import shutil
 import tarfile
 import tempfile
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List
 
+from ..archives import Kind, SoberGzip, add, listing, reading, sound, sums_of, unpack
 from ..errors import Problem
-from ..files import remove, sha256, whole, write_json
+from ..files import remove, whole, write_json
 from ..text.recipes import RECIPES
 from ..versions import __version__, versions
 from .places import Place, find
 
 FORMAT, VERSION = "fairseq_luna translation model", 1
 MANIFEST, MODEL = "manifest.json", "model.pt"
-BLOCK = 1 << 20  # bytes that are read at once, and at most of a manifest
-DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError)
+KIND = Kind(
+    first=MANIFEST,
+    unzipped=SoberGzip,
+    damaged="{file} is no whole packed model ({error}): it was cut short on its way, or is something else. "
+    "Get it anew, or make it by scripts/pack.sh",
+    foreign=f"{{file}} is no packed model: it does not begin with {MANIFEST}. scripts/pack.sh makes one",
+    strange=f"{{file}} was not loaded: its member {{name!r}} is not the one of its {MANIFEST}",
+    altered="{file} was not loaded: its {name} is damaged (another SHA-256). Get the file anew",
+    lacking="{file} was not loaded: it lacks {name}",
+)
 
 
 def pack(run: Path, out: Path) -> Dict[str, Any]:
@@ -54,7 +61,7 @@ def pack(run: Path, out: Path) -> Dict[str, Any]:
         raise Problem(f"{out} is a folder: choose a file for --out, such as {out / 'model.tar.gz'}")
     if out.exists():
         try:
-            with reading(out) as archive:
+            with reading(out, KIND) as archive:
                 read_manifest(archive, out)
         except Problem:
             raise Problem(f"{out} is there, and is no packed model: choose another --out, or move it away") from None
@@ -69,17 +76,15 @@ def pack(run: Path, out: Path) -> Dict[str, Any]:
         names = members(settings)
         manifest = {
             **{"format": FORMAT, "version": VERSION, "settings": settings, **about},
-            "files": {name: {"sha256": sha256(folder / name), "bytes": size(folder / name)} for name in names},
+            "files": sums_of(folder, names),
             "versions": {"fairseq_luna": __version__, **versions()},
         }
         write_json(folder / MANIFEST, manifest)
         with whole(out) as beside, open(beside, "wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as zipped:
             with tarfile.open(fileobj=zipped, mode="w") as archive:
                 for name in (MANIFEST, *names):
-                    member = tarfile.TarInfo(name)  # without owner and time: the same model makes the same file
-                    member.size = size(folder / name)
                     with open(folder / name, "rb") as content:
-                        archive.addfile(member, content)
+                        add(archive, name, (folder / name).stat().st_size, content)
     finally:
         remove(folder)
     return manifest
@@ -126,15 +131,6 @@ def write_model(place: Place, path: Path) -> Dict[str, Any]:
 # ---- reading
 
 
-class Sober(gzip.GzipFile):
-    """Does not read without measure: a few bytes of an archive may claim to be a header of many gigabytes."""
-
-    def read(self, size: Any = -1) -> bytes:
-        if size is None or not 0 <= size <= 2 * BLOCK:
-            raise tarfile.ReadError(f"it asks for {size:,} bytes at once")
-        return super().read(size)
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[Place]:
     """The files of a model: those of a folder, or of a packed model, which are there only meanwhile.
@@ -151,8 +147,10 @@ def opened(path: Path) -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="fairseq_luna-") as temporary:
         folder = Path(temporary)
         try:
-            with reading(path) as archive:
-                unpack(archive, path, folder)
+            with reading(path, KIND) as archive:
+                manifest = read_manifest(archive, path)
+                unpack(archive, manifest["files"], folder, path, KIND)
+            write_json(folder / MANIFEST, manifest)
             check_settings(check_checkpoint(folder / MODEL))
             yield find(folder)._replace(name=str(path))
         except pickle.UnpicklingError as error:
@@ -161,70 +159,24 @@ def opened(path: Path) -> Iterator[Place]:
             raise Problem(str(error).replace(str(folder), str(path))) from error
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[tarfile.TarFile]:
-    """A packed model to read from, member by member."""
-    try:
-        with Sober(str(path), "rb") as unzipped, tarfile.open(fileobj=unzipped, mode="r:") as archive:
-            yield archive
-    except DAMAGED as error:
-        raise Problem(
-            f"{path} is no whole packed model ({error or type(error).__name__}): it was cut short on its way, or is "
-            "something else. Get it anew, or make it by scripts/pack.sh"
-        ) from None
-
-
 def read_manifest(archive: tarfile.TarFile, path: Path) -> Dict[str, Any]:
     """The manifest, which is the first member; a Problem where it makes no sense."""
-    first = archive.next()
-    if first is None or first.name != MANIFEST or not plain(first) or first.size > BLOCK:
-        raise Problem(f"{path} is no packed model: it does not begin with {MANIFEST}. scripts/pack.sh makes one")
+    text = listing(archive, path, KIND)
     try:
-        manifest = json.loads(content(archive, first).read().decode("utf-8"))
+        manifest = json.loads(text.decode("utf-8"))
         kind, version, settings, files = (manifest[key] for key in ("format", "version", "settings", "files"))
-        sums = all(
-            isinstance(each["sha256"], str) and isinstance(each["bytes"], int) and each["bytes"] >= 0
-            for each in files.values()
-        )
+        told = all(sound(each) for each in files.values())
         languages = [settings["source"], settings["target"]]
         named = settings["recipe"] in RECIPES and all(re.fullmatch(r"[\w-]+", lang) for lang in languages)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Problem(f"{path} is no packed model: its {MANIFEST} lacks something ({error})") from None
     if kind != FORMAT:
         raise Problem(f"{path} is no packed model: its format is {kind!r}")
     if version != VERSION:
         raise Problem(f"{path} is of version {version!r} of the format, but this is for {VERSION}: update fairseq_luna")
-    if not (sums and named and set(files) == set(members(settings))):
+    if not (told and named and set(files) == set(members(settings))):
         raise Problem(f"{path} is no packed model: its {MANIFEST} names other files than those of a model")
     return manifest
-
-
-def unpack(archive: tarfile.TarFile, path: Path, folder: Path) -> None:
-    """Write the members of a packed model to a folder, each checked against the manifest before it is made.
-
-    Raises:
-        Problem: if a member is missing, there twice, not in the manifest, no plain file, or not what the manifest says.
-    """
-    manifest = read_manifest(archive, path)
-    left = dict(manifest["files"])
-    free, needed = shutil.disk_usage(str(folder)).free, sum(each["bytes"] for each in left.values())
-    if needed > free:
-        raise Problem(f"{path} takes {needed:,} bytes unpacked, but {folder.parent} has only {free:,}: make room there")
-    write_json(folder / MANIFEST, manifest)
-    for member in iter(archive.next, None):
-        told = left.pop(member.name, None)
-        if told is None or not plain(member) or member.size != told["bytes"]:
-            raise Problem(f"{path} was not loaded: its member {member.name!r} is not the one of its {MANIFEST}")
-        digest = hashlib.sha256()
-        with open(folder / member.name, "wb") as file:
-            source = content(archive, member)
-            for block in iter(lambda: source.read(BLOCK), b""):  # noqa: B023  it is read at once
-                digest.update(block)
-                file.write(block)
-        if digest.hexdigest() != told["sha256"]:
-            raise Problem(f"{path} was not loaded: its {member.name} is damaged (another SHA-256). Get the file anew")
-    if left:
-        raise Problem(f"{path} was not loaded: it lacks {', '.join(left)}")
 
 
 def members(settings: Dict[str, str]) -> List[str]:
@@ -234,18 +186,3 @@ def members(settings: Dict[str, str]) -> List[str]:
 
 def pieces_of(settings: Dict[str, str]) -> str:
     return RECIPES[settings["recipe"]].model
-
-
-def plain(member: tarfile.TarInfo) -> bool:
-    """Whether it is an ordinary file: no folder, link or device, and not sparse."""
-    return member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
-
-
-def content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    file = archive.extractfile(member)
-    assert file is not None
-    return file
-
-
-def size(path: Path) -> int:
-    return path.stat().st_size

@@ -44,7 +44,7 @@ def encoder_layer(cfg: Any, updates_packed: bool) -> nn.Module:
             cfg.encoder_projected_attention_heads,
             tied=not cfg.untie_luna_kv,
             dropout=dropout,
-            plain=cfg.pack_values == "plain",
+            plain=cfg.pack_values == "unprojected",
             pack_sharpness=PACK_SHARPNESS if cfg.pack_bias == "gaussian" else None,
             unpack_sharpness=UNPACK_SHARPNESS if cfg.encoder_unpack_bias == "gaussian" else None,
         )
@@ -62,7 +62,7 @@ def encoder_layer(cfg: Any, updates_packed: bool) -> nn.Module:
 
 def source_memory_layer(cfg: Any, last: bool) -> nn.Module:
     """What the source alone decides of a decoder layer. cfg: a `LunaTransformerConfig`, checked."""
-    dim, tied, plain = cfg.encoder_embed_dim, not cfg.untie_luna_kv, cfg.pack_values == "plain"
+    dim, tied, plain = cfg.encoder_embed_dim, not cfg.untie_luna_kv, cfg.pack_values == "unprojected"
     to_decoder = (dim, cfg.decoder_embed_dim, cfg.decoder_attention_heads)
     query = HeadProjection(*to_decoder, is_query=True) if cfg.decoder_self_attention == "luna" else None
     pack = key_value = residual = None

@@ -1,13 +1,19 @@
 """What all models check of their settings."""
 
 import argparse
+import logging
 import math
 from dataclasses import field
+from functools import lru_cache
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Type
 
 from fairseq import models
 from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
+
+from ..renamed import current
+
+logger = logging.getLogger(__name__)
 
 
 def flag(name: str) -> str:
@@ -46,7 +52,9 @@ def completed(cfg: Any, config: Type[FairseqDataclass], follows: Dict[str, str])
     for name, setting in config.__dataclass_fields__.items():
         if not name.startswith("_"):
             value = given_by(cfg, name)
-            values[name] = setting.default if value is None else value
+            values[name] = setting.default if value is None else current(name, value)
+            if value is not None and value != values[name]:
+                tell_name(flag(name), str(value), str(values[name]))
     for name, leader in follows.items():
         if values[name] is None:
             values[name] = values[leader]
@@ -56,6 +64,11 @@ def completed(cfg: Any, config: Type[FairseqDataclass], follows: Dict[str, str])
     if values.get("adaptive_softmax_cutoff") is not None:
         values["adaptive_softmax_cutoff"] = list(values["adaptive_softmax_cutoff"])
     return values
+
+
+@lru_cache(maxsize=None)  # once in a process
+def tell_name(setting: str, before: str, now: str) -> None:
+    logger.warning(f"{setting} {before} is now called {now}. The old name still works.")
 
 
 def _arch_of(model: str) -> str:
@@ -160,6 +173,21 @@ def check_choices(values: Dict[str, Any], rows: Iterable[Tuple[str, Sequence[str
     for name, choices in rows:
         if values[name] not in choices:
             raise ValueError(f"{flag(name)} {values[name]!r} is unknown; choose from {', '.join(choices)}.")
+
+
+def tell_unread(cfg: Any, read: Dict[str, bool], follows: Dict[str, str]) -> None:
+    """Warns of settings other than the defaults that nothing in the model reads.
+
+    Args:
+        cfg: complete settings, a dataclass.
+        read: whether the model reads each of these settings.
+        follows: as in `completed`.
+    """
+    for name, is_read in read.items():
+        usual = getattr(cfg, follows[name]) if name in follows else cfg.__dataclass_fields__[name].default
+        value = getattr(cfg, name)
+        if not is_read and value != usual:
+            logger.warning(f"{flag(name)} {value} has no effect: nothing in this model reads it.")
 
 
 def kept_layers(name: str, given: Any, layers: int) -> Optional[List[int]]:

@@ -108,7 +108,7 @@ class LunaCausalAttention(nn.Module):
             incremental_state[self] = incremental_state[self].reorder(new_order)
 
     def decays(self, device: torch.device) -> Optional[Tensor]:
-        """lambda of each head, (H,); None for a flat mean."""
+        """lambda of each head, (H,); None for a uniform mean."""
         return head_decays(self.query.heads, device) if self.decaying else None
 
     def projections(self) -> Projections:

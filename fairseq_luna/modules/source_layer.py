@@ -17,7 +17,7 @@ class SourceView(NamedTuple):
 
     Attributes:
         causal_query: P as the query of the causal pack, (B, H, l, d); None with ordinary self-attention.
-        cross_key: keys of the cross attention's Y_P, (B, H, l, d); None with a full cross attention.
+        cross_key: keys of the cross attention's Y_P, (B, H, l, d); None with a softmax cross attention.
         cross_value: its values, (B, H, l, d); None where the keys are the values (tied).
     """
 
@@ -29,11 +29,11 @@ class SourceView(NamedTuple):
 class SourceMemoryLayer(Layer):
     """P of a decoder layer, and all that is made of it.
 
-    With a full cross attention nothing packs, and P stays the encoder's.
+    With a softmax cross attention nothing packs, and P stays the encoder's.
 
     Args:
         causal_query: of the decoder's causal pack; None with ordinary self-attention.
-        pack: of the encoder's output; None with a full cross attention.
+        pack: of the encoder's output; None with a softmax cross attention.
         key_value: of what is packed; None with `pack`.
         residual: around the pack; None with `pack`.
         last: whether nobody reads P'.

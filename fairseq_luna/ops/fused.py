@@ -72,7 +72,7 @@ def pack(
         return kernels.pack(q, k, v, heads, padding, positions, gamma, s, dropout, seed, turn, query_scale, launch)
 
     kind = (*launch.options.values(), launch.parts > 1, value is None, padding is None, key.dtype)
-    value = None if value is None else value.to(key.dtype)  # plain values under autocast are not projected
+    value = None if value is None else value.to(key.dtype)  # unprojected values under autocast are not projected
     return dispatch.attempt("pack", kind, call, query, key, value, sharpness, shift)
 
 

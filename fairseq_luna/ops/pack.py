@@ -50,7 +50,7 @@ def pack(
         heads,
         packed.size(1),
         dropout.rate(),
-        # plain values: one projection and one product can move, half of two and both (the other product stays)
+        # unprojected values: one projection and one product can move, half of two and both (the other product stays)
         movable=0 if query.prepared else 1 if value is None else 2,
         unfusable="its weights are read" if need_weights else None,
     )

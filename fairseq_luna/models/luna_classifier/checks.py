@@ -5,6 +5,7 @@ from typing import Any
 from fairseq import utils
 
 from .. import checks
+from ..luna_transformer.checks import encoder_reads
 from ..luna_transformer.config import BIASES, ENCODER_ATTENTIONS, PACK_VALUES
 from .config import POOLINGS, LunaClassifierConfig
 
@@ -47,4 +48,6 @@ def checked(cfg: Any) -> Any:
             ("activation_fn", utils.get_available_activation_fns()),
         ),
     )
-    return LunaClassifierConfig(**values)
+    result = LunaClassifierConfig(**values)
+    checks.tell_unread(result, encoder_reads(result), FOLLOWS)
+    return result

@@ -1,6 +1,5 @@
 """The check of the language model's settings."""
 
-import logging
 from typing import Any
 
 from fairseq import utils
@@ -10,8 +9,6 @@ from ...ops.linear import PRODUCTS
 from .. import checks
 from ..luna_transformer.config import CAUSAL_MEANS
 from .config import LunaLanguageModelConfig
-
-logger = logging.getLogger(__name__)
 
 
 def checked(cfg: Any) -> LunaLanguageModelConfig:
@@ -49,10 +46,11 @@ def checked(cfg: Any) -> LunaLanguageModelConfig:
             ("activation_fn", utils.get_available_activation_fns()),
         ),
     )
-    for name, is_read in (
-        ("no_decoder_final_norm", values["decoder_normalize_before"]),
-        ("share_decoder_input_output_embed", values["adaptive_softmax_cutoff"] is None),
-    ):
-        if values[name] and not is_read:
-            logger.warning(f"{checks.flag(name)} has no effect: nothing in this model reads it.")
-    return LunaLanguageModelConfig(**values)
+    result = LunaLanguageModelConfig(**values)
+    read = {
+        "no_decoder_final_norm": result.decoder_normalize_before,
+        "share_decoder_input_output_embed": result.adaptive_softmax_cutoff is None,
+        "quant_noise_pq_block_size": result.quant_noise_pq > 0,
+    }
+    checks.tell_unread(result, read, {})
+    return result

@@ -28,8 +28,10 @@ class LunaLanguageModelConfig(FairseqDataclass):
         default="softplus", metadata=_help("w, the activation of the causal pack: softplus, or elu for elu(x) + 1")
     )
     causal_mean: CausalMean = field(
-        default="flat",
-        metadata=_help("mean of the past: flat weighs all words alike, decaying has heads forget at their own rates"),
+        default="uniform",
+        metadata=_help(
+            "mean of the past: uniform weighs all words alike, decaying has heads forget at their own rates"
+        ),
     )
 
     # decoder
@@ -165,7 +167,7 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     },
 }
 DESCRIPTIONS = {
-    "luna_lm": "the dimensions of transformer_lm, with the paper's flat mean",
+    "luna_lm": "the dimensions of transformer_lm, with the paper's uniform mean",
     "luna_lm_tiny": "the size of scripts/language-model.sh, with a decaying mean",
     "luna_lm_gpt": "the dimensions of GPT and of transformer_lm_gpt, with a decaying mean",
 }

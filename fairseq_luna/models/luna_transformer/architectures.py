@@ -2,6 +2,8 @@
 
 from typing import Any, Dict, Optional
 
+from ... import renamed
+from ...renamed import current
 from ..registration import config_of
 from .config import LunaTransformerConfig
 
@@ -19,22 +21,21 @@ TINY: Dict[str, Any] = {
     "decoder_attention_heads": 4,
     "dropout": 0.05,
 }
-# Luna's self-attentions, linear in the source and of constant state, and a decoder that reads all of the source. With
-# the feed-forward that goes with it there are 3 % more parameters than in a Transformer.
-FULL_CROSS: Dict[str, Any] = {
+# With the feed-forwards below, local and hybrid models have 3 % more parameters than a Transformer.
+# Local: all is packed, so that a step costs the same at any length. Slots stand in the order of the source. With l = 32
+# most sentences have a slot for nearly every token.
+LOCAL: Dict[str, Any] = {
     **PRE_NORM,
-    "cross_attention": "full",
+    "projection_length": 32,
+    "pack_values": "unprojected",
     "causal_mean": "decaying",
     "pack_bias": "gaussian",
     "encoder_unpack_bias": "gaussian",
 }
-
-# All packed, constant per step in both lengths; with l = 32 most sentences have a slot for nearly every token. With the
-# feed-forward that goes with it there are 3 % more parameters than in a Transformer.
-PLAIN_PACKS: Dict[str, Any] = {
+# Hybrid: self-attentions are Luna's, linear in the source and of constant state. The decoder reads all of the source.
+HYBRID: Dict[str, Any] = {
     **PRE_NORM,
-    "projection_length": 32,
-    "pack_values": "plain",
+    "cross_attention": "softmax",
     "causal_mean": "decaying",
     "pack_bias": "gaussian",
     "encoder_unpack_bias": "gaussian",
@@ -44,11 +45,11 @@ PLAIN_PACKS: Dict[str, Any] = {
 # A setting that comes later stays out of the older ones: their checkpoints were trained with its default.
 ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     "luna_transformer": {},
-    "luna_transformer_full_cross": {**FULL_CROSS, "encoder_ffn_embed_dim": 1920},
+    "luna_transformer_local": {**LOCAL, "encoder_ffn_embed_dim": 1664},
+    "luna_transformer_hybrid": {**HYBRID, "encoder_ffn_embed_dim": 1920},
     "luna_transformer_tiny": TINY,
-    "luna_transformer_tiny_full_cross": {**TINY, **FULL_CROSS, "encoder_ffn_embed_dim": 480},
-    "luna_transformer_plain_packs": {**PLAIN_PACKS, "encoder_ffn_embed_dim": 1664},
-    "luna_transformer_tiny_plain_packs": {**TINY, **PLAIN_PACKS, "encoder_ffn_embed_dim": 416},
+    "luna_transformer_tiny_local": {**TINY, **LOCAL, "encoder_ffn_embed_dim": 416},
+    "luna_transformer_tiny_hybrid": {**TINY, **HYBRID, "encoder_ffn_embed_dim": 480},
     "luna_transformer_iwslt_de_en": {
         "encoder_ffn_embed_dim": 1024,
         "encoder_attention_heads": 4,
@@ -56,8 +57,8 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     },
     "luna_transformer_wmt_en_de": WMT,
     "luna_transformer_wmt_en_de_untied": {**WMT, "untie_luna_kv": True},
-    "luna_transformer_wmt_en_de_full_cross": {**WMT, **FULL_CROSS, "encoder_ffn_embed_dim": 1920},
-    "luna_transformer_wmt_en_de_plain_packs": {**WMT, **PLAIN_PACKS, "encoder_ffn_embed_dim": 1664},
+    "luna_transformer_wmt_en_de_local": {**WMT, **LOCAL, "encoder_ffn_embed_dim": 1664},
+    "luna_transformer_wmt_en_de_hybrid": {**WMT, **HYBRID, "encoder_ffn_embed_dim": 1920},
     "luna_transformer_wmt_en_de_big": {
         **WMT,
         "encoder_embed_dim": 1024,
@@ -68,23 +69,20 @@ ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     },
 }
 
-LOCAL = "local packs and a decaying mean"
+ALL_PACKED = "with l = 32; slots and the decoder's past are local"
+ALL_READ = "a decoder that reads all of the source; slots and the decoder's past are local"
 DESCRIPTIONS = {
     "luna_transformer": "the paper's base size with l = 32",
-    "luna_transformer_full_cross": f"luna_transformer with a decoder that reads all of the source, {LOCAL}",
+    "luna_transformer_local": f"luna_transformer {ALL_PACKED}",
+    "luna_transformer_hybrid": f"luna_transformer with {ALL_READ}",
     "luna_transformer_tiny": "the size of scripts/quickstart.sh",
-    "luna_transformer_tiny_full_cross": f"luna_transformer_tiny with a decoder that reads all of the source, {LOCAL}",
-    "luna_transformer_plain_packs": f"luna_transformer all packed, with l = 32, plain values, {LOCAL}",
-    "luna_transformer_tiny_plain_packs": f"luna_transformer_tiny all packed, with l = 32, plain values, {LOCAL}",
+    "luna_transformer_tiny_local": f"luna_transformer_tiny {ALL_PACKED}",
+    "luna_transformer_tiny_hybrid": f"luna_transformer_tiny with {ALL_READ}",
     "luna_transformer_iwslt_de_en": "for corpora of 100,000 to 300,000 pairs",
     "luna_transformer_wmt_en_de": "the paper's WMT14 English-German model, tied keys and values",
     "luna_transformer_wmt_en_de_untied": "the paper's WMT14 English-German model, untied keys and values",
-    "luna_transformer_wmt_en_de_full_cross": (
-        f"luna_transformer_wmt_en_de with a decoder that reads all of the source, {LOCAL}"
-    ),
-    "luna_transformer_wmt_en_de_plain_packs": (
-        f"luna_transformer_wmt_en_de all packed, with l = 32, plain values, {LOCAL}"
-    ),
+    "luna_transformer_wmt_en_de_local": f"luna_transformer_wmt_en_de {ALL_PACKED}",
+    "luna_transformer_wmt_en_de_hybrid": f"luna_transformer_wmt_en_de with {ALL_READ}",
     "luna_transformer_wmt_en_de_big": "the dimensions of Transformer-big",
 }
 
@@ -96,11 +94,16 @@ def with_settings_of(cfg: Any) -> Optional[str]:
         cfg: with the settings of a `LunaTransformerConfig` as attributes.
     """
     usual = {key: getattr(LunaTransformerConfig, key) for settings in ARCHITECTURES.values() for key in settings}
-    has = {key: getattr(cfg, key, default) for key, default in usual.items()}
+    has = {key: current(key, getattr(cfg, key, default)) for key, default in usual.items()}
     return next((arch for arch, settings in ARCHITECTURES.items() if {**usual, **settings} == has), None)
 
 
 CONFIGS = {
     arch: config_of(arch, settings, DESCRIPTIONS[arch], LunaTransformerConfig, globals())
     for arch, settings in ARCHITECTURES.items()
+}
+# those of earlier versions, each with the settings of the one that it is called now
+FORMER_CONFIGS = {
+    before: config_of(before, ARCHITECTURES[now], f"{now}, by its former name", LunaTransformerConfig, globals())
+    for before, now in renamed.ARCHITECTURES.items()
 }

@@ -1,14 +1,14 @@
 """The check of the settings: what makes a model, what contradicts itself, what is refused, what has no effect."""
 
 import logging
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 from fairseq import utils
 
 from ...ops.causal.attention import CAUSAL_ACTIVATIONS
 from ...ops.linear import PRODUCTS
 from .. import checks
-from ..checks import flag, kept_layers
+from ..checks import kept_layers
 from .architectures import ARCHITECTURES, with_settings_of
 from .config import (
     BIASES,
@@ -98,8 +98,7 @@ def checked(cfg: Any) -> LunaTransformerConfig:
     if model in ARCHITECTURES and others not in (None, model):
         # a YAML of an earlier version lists all settings and does not say whose they are
         logger.warning(f"The model is named {model}, but all its settings are those of {others}.")
-    for name in without_effect(result):
-        logger.warning(f"{flag(name)} {values[name]} has no effect: nothing in this model reads it.")
+    checks.tell_unread(result, read_by(result), FOLLOWS)
     return result
 
 
@@ -123,34 +122,38 @@ def kept_alignment_layer(values: Dict[str, Any]) -> int:
     return layer if kept is None else kept.index(layer)
 
 
-def without_effect(cfg: Any) -> List[str]:
-    """The settings other than the defaults that nothing in a model reads."""
-    encoder, causal, cross = (
-        cfg.encoder_self_attention == "luna",
-        cfg.decoder_self_attention == "luna",
-        cfg.cross_attention == "packed",
-    )
-    read = {
-        "fix_projection_length": has_packed(cfg),
-        "tokens_per_slot": has_packed(cfg),
-        "most_tokens_per_slot": has_packed(cfg),
+def encoder_reads(cfg: Any) -> Dict[str, bool]:
+    """Which settings an encoder reads, of those that some encoders do not. The classifier's is one, too."""
+    luna, linformer = cfg.encoder_self_attention == "luna", cfg.encoder_self_attention == "linformer"
+    packed = has_packed(cfg)
+    return {
+        "fix_projection_length": packed,
+        "tokens_per_slot": packed,
+        "most_tokens_per_slot": packed,
         "varied_share": cfg.most_tokens_per_slot is not None,
-        "untie_luna_kv": has_packed(cfg),
-        "pack_bias": encoder or cross,
-        "pack_values": encoder or cross,
-        "encoder_unpack_bias": cfg.encoder_self_attention != "linformer",
-        "linformer_length": cfg.encoder_self_attention == "linformer",
-        "linformer_per_head": cfg.encoder_self_attention == "linformer",
-        "encoder_projected_attention_heads": encoder,
-        "decoder_projected_attention_heads": cross,
-        "causal_activation": causal,
-        "no_decoder_final_norm": cfg.decoder_normalize_before,
+        "untie_luna_kv": packed,
+        "pack_bias": luna,
+        "pack_values": luna,
+        "encoder_unpack_bias": not linformer,
+        "linformer_length": linformer,
+        "linformer_per_head": linformer,
+        "encoder_projected_attention_heads": luna,
         "quant_noise_pq_block_size": cfg.quant_noise_pq > 0,
+    }
+
+
+def read_by(cfg: Any) -> Dict[str, bool]:
+    """Which settings the encoder and the decoder read, of those that some models do not."""
+    encoder, cross = encoder_reads(cfg), cfg.cross_attention == "packed"
+    return {
+        **encoder,
+        "pack_bias": encoder["pack_bias"] or cross,
+        "pack_values": encoder["pack_values"] or cross,
+        "decoder_projected_attention_heads": cross,
+        "causal_activation": cfg.decoder_self_attention == "luna",
+        "no_decoder_final_norm": cfg.decoder_normalize_before,
         "adaptive_softmax_dropout": cfg.adaptive_softmax_cutoff is not None,
         "adaptive_softmax_factor": cfg.adaptive_softmax_cutoff is not None,
         # all embeddings are shared without it
         "share_decoder_input_output_embed": cfg.adaptive_softmax_cutoff is None or cfg.share_all_embeddings,
     }
-    fields = LunaTransformerConfig.__dataclass_fields__
-    usual = {name: getattr(cfg, FOLLOWS[name]) if name in FOLLOWS else fields[name].default for name in read}
-    return [name for name, is_read in read.items() if not is_read and getattr(cfg, name) != usual[name]]

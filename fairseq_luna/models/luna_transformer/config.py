@@ -8,22 +8,23 @@ from fairseq.dataclass import ChoiceEnum
 
 from ...ops.causal.attention import CAUSAL_ACTIVATIONS
 from ...ops.linear import PRODUCTS
+from ...renamed import former
 from .refused import RefusedSettings
 
 SELF_ATTENTIONS = "luna", "softmax"
 ENCODER_ATTENTIONS = (*SELF_ATTENTIONS, "linformer")
-CROSS_ATTENTIONS = "packed", "full"
+CROSS_ATTENTIONS = "packed", "softmax"
 BIASES = "none", "gaussian"
-CAUSAL_MEANS = "flat", "decaying"
-PACK_VALUES = "projected", "plain"
+CAUSAL_MEANS = "uniform", "decaying"
+PACK_VALUES = "projected", "unprojected"
 
 CausalActivation = ChoiceEnum(list(CAUSAL_ACTIVATIONS))
 SelfAttention = ChoiceEnum(SELF_ATTENTIONS)
 EncoderAttention = ChoiceEnum(ENCODER_ATTENTIONS)
-CrossAttention = ChoiceEnum(CROSS_ATTENTIONS)
+CrossAttention = ChoiceEnum([*CROSS_ATTENTIONS, *former("cross_attention")])
 Bias = ChoiceEnum(BIASES)
-CausalMean = ChoiceEnum(CAUSAL_MEANS)
-PackValues = ChoiceEnum(PACK_VALUES)
+CausalMean = ChoiceEnum([*CAUSAL_MEANS, *former("causal_mean")])
+PackValues = ChoiceEnum([*PACK_VALUES, *former("pack_values")])
 InferencePrecision = ChoiceEnum(list(PRODUCTS))
 ActivationFn = ChoiceEnum(utils.get_available_activation_fns())
 
@@ -69,10 +70,10 @@ class LunaTransformerConfig(RefusedSettings):
         metadata=_help("w, the activation of the decoder's causal pack: softplus, or elu for elu(x) + 1"),
     )
     causal_mean: CausalMean = field(  # type: ignore[valid-type]
-        default="flat",
+        default="uniform",
         metadata=_help(
-            "the past in the decoder's self-attention: flat weighs all words alike, decaying has heads forget at their "
-            "own rates (with softmax by a bias of the logits)"
+            "the past in the decoder's self-attention: uniform weighs all words alike, decaying has heads forget at "
+            "their own rates (with softmax by a bias of the logits)"
         ),
     )
     pack_bias: Bias = field(  # type: ignore[valid-type]
@@ -84,7 +85,7 @@ class LunaTransformerConfig(RefusedSettings):
     pack_values: PackValues = field(  # type: ignore[valid-type]
         default="projected",
         metadata=_help(
-            "what slots average: projected states, or plain ones as they are (then read with separate keys and values)"
+            "what slots average: projected states, or unprojected ones, which are read with separate keys and values"
         ),
     )
     encoder_unpack_bias: Bias = field(  # type: ignore[valid-type]
@@ -111,7 +112,7 @@ class LunaTransformerConfig(RefusedSettings):
     )
     cross_attention: CrossAttention = field(  # type: ignore[valid-type]
         default="packed",
-        metadata=_help("what the decoder reads: packed is the slots of the source, full is all of its positions"),
+        metadata=_help("what the decoder reads: packed is the slots of the source, softmax is all of its positions"),
     )
 
     # encoder

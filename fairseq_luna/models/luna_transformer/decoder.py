@@ -198,7 +198,7 @@ class LunaDecoder(TokenDecoder):
         read = alignment.mean(weights)
         if source.packs:
             return read @ alignment.mean(source.packs[aligned])
-        if source.aligned_pack is None:  # a full cross attention
+        if source.aligned_pack is None:  # a softmax cross attention
             return read
         if alignment != self.alignment:
             raise ValueError(

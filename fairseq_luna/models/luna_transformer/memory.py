@@ -54,7 +54,7 @@ class SourceMemory(nn.Module):
 
         Returns:
             A view for each layer, and the pack weights (B, H, l, m) of those that are read. There are none
-            with a full cross attention, nor of a fused kernel where nobody reads them.
+            with a softmax cross attention, nor of a fused kernel where nobody reads them.
         """
         views, packs = [], []
         for i, layer in enumerate(at_work(self.layers, drawn)):

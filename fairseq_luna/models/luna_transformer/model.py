@@ -18,7 +18,7 @@ from ..pruning import forget_unread_norms, prune_layers
 from ..registration import register
 from ..static_pass import Inputs
 from ..training_graphs import Stack, TrainingGraphs, renewed, trains
-from .architectures import CONFIGS
+from .architectures import CONFIGS, FORMER_CONFIGS
 from .checks import checked
 from .config import LunaTransformerConfig
 from .decoder import LunaDecoder
@@ -183,5 +183,5 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
         super().upgrade_state_dict_named(state_dict, name)
 
 
-for _arch, _config in CONFIGS.items():
+for _arch, _config in {**CONFIGS, **FORMER_CONFIGS}.items():
     register(_arch, _config, LunaTransformerModel, globals())

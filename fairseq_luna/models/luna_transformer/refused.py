@@ -40,7 +40,7 @@ class RefusedSettings(FairseqDataclass):
     decoder_xformers_att_config: Optional[str] = refused(
         None,
         "its decoder has attentions of its own; the ordinary ones are --decoder-self-attention softmax and "
-        "--cross-attention full",
+        "--cross-attention softmax",
     )
     adaptive_input: bool = refused(False, f"{_INPUTS}; for an adaptive output use --adaptive-softmax-cutoff")
     tie_adaptive_weights: bool = refused(

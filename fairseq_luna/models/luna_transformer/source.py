@@ -24,7 +24,7 @@ class EncodedSource(NamedTuple):
         slot_padding: (B, l'), True where a sentence has no such slot; None where all have all.
         layers: the numbers of the decoder's layers at work in this update; None for all.
         views: what each decoder layer at work sees; empty where none reads P.
-        packs: pack weights (B, H, l', m) of each decoder layer at work; empty with a full cross attention, where
+        packs: pack weights (B, H, l', m) of each decoder layer at work; empty with a softmax cross attention, where
             fused kernels made none, and where `aligned_pack` is all that is read.
         aligned_pack: the pack weights that align, a mean of heads, (B, l', m).
     """
@@ -49,7 +49,7 @@ class EncodedSource(NamedTuple):
         return self.views[i] if self.views else SourceView()
 
     def made_packs(self) -> bool:
-        """Whether the pack weights are here that an alignment needs: a full cross attention needs none."""
+        """Whether the pack weights are here that an alignment needs: a softmax cross attention needs none."""
         return bool(self.packs) or self.aligned_pack is not None or self.view(0).cross_key is None
 
     def select(self, chosen: Tensor) -> "EncodedSource":

@@ -65,7 +65,7 @@ def causal_attention(
         projections: of X.
         activation: w, a key of `CAUSAL_ACTIVATIONS`.
         hidden: (B, l), True where a slot is not used.
-        decay: lambda of each head, (H,); None for a flat mean.
+        decay: lambda of each head, (H,); None for a uniform mean.
         dropout: applied to A_pack and A_unpack.
         whole: (B, n), True where X is padding: attends to all other positions, later ones too.
 

@@ -43,7 +43,7 @@ def naive_causal_product(
         z: (B, H, n, d2).
         state: the state to go on from (default: nothing seen yet).
         output_state: whether to return the state after the last position.
-        decay: lambda of each head, (H,), in (0, 1]; no gradients go there (default: 1, a flat mean).
+        decay: lambda of each head, (H,), in (0, 1]; no gradients go there (default: 1, a uniform mean).
 
     Returns:
         (B, H, n, d2) and the state, or None.

@@ -57,7 +57,7 @@ def take(mean: Tensor, y: Tensor, z: Tensor, share: Share, in_place: bool) -> Te
 
 
 def share_of_step(t: Union[int, Tensor], decay: Optional[Tensor] = None) -> Share:
-    """1/w_t of the t-th position, counted from 1. decay: lambda of each head, (H,); None for a flat mean, w_t = t."""
+    """1/w_t of the t-th position, counted from 1. decay: lambda of each head, (H,); None for uniform, w_t = t."""
     if decay is None:
         return 1 / (t if isinstance(t, int) else t.double())
     steps = torch.full_like(decay, t) if isinstance(t, int) else t.to(decay.dtype)

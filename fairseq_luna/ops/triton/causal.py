@@ -151,7 +151,7 @@ def causal_attention(
         pack_key: c, (B, n, H d).
         pack_query: P, scaled, (B, H, l, d).
         hidden: (B, l), True where a slot is not used; of each row at least one is.
-        decay: lambda of each head, (H,), from 0.1 to 1; no gradients go there (default: 1, a flat mean).
+        decay: lambda of each head, (H,), from 0.1 to 1; no gradients go there (default: 1, a uniform mean).
         activation: w, "softplus" (with base 2) or "elu" (plus 1).
         dropout: probability, below 1, of A_pack and of A_unpack.
         seed: of the dropout, from 0 to 2^31 - 1.

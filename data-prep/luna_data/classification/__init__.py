@@ -1,0 +1,1 @@
+"""Texts of one class each to fairseq data."""

@@ -1,0 +1,1 @@
+"""Parallel text out of Debian's packages, as plain files."""

@@ -1,0 +1,1 @@
+"""Parallel text to fairseq data, by steps that go on after an interruption."""

@@ -1,0 +1,1 @@
+"""Time, memory and kernels: scripts/benchmark.py, and scripts/gpu-check.sh around it."""

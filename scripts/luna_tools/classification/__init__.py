@@ -1,0 +1,1 @@
+"""Classifiers of long texts, trained and compared: scripts/classify.sh."""

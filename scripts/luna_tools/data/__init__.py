@@ -1,0 +1,1 @@
+"""Prepared data, as the other commands read it."""

@@ -1,0 +1,1 @@
+"""A look into trained models, and at the list of their settings."""

@@ -1,0 +1,1 @@
+"""Language models, trained and compared: scripts/language-model.sh."""

@@ -1,0 +1,1 @@
+"""From the embedded corpus to a scored translation: scripts/quickstart.sh."""

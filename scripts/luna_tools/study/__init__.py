@@ -1,0 +1,1 @@
+"""The same training for several models, side by side: scripts/compare.sh."""

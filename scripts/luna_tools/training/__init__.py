@@ -1,0 +1,1 @@
+"""Training by the YAMLs of configs/, and the average of checkpoints."""
