@@ -1,8 +1,8 @@
 """The rooms of the plugin and of the scripts' packages, and that imports go one way.
 
 In the plugin: ops -> modules -> models -> generation -> onnx -> export, data -> models, tasks. In scripts/luna_tools/:
-data, training -> evaluation -> study, and what stands upon them. In data-prep/luna_data/: debian -> classification,
-parallel. The plugin imports nothing of the scripts, luna_tools nothing of luna_data."""
+data, training -> evaluation -> study, and what stands upon them. In data-prep/luna_data/: debian -> help ->
+classification, parallel. The plugin imports nothing of the scripts, luna_tools nothing of luna_data."""
 
 import ast
 import subprocess
@@ -47,9 +47,10 @@ DATA_ORDER = {
     "debian": "splits packages sentences documents command",
     "parallel": "options rules text versions corpus clean tokenise learn split preprocess binarise notes report steps "
     "prepare_corpus prepare_wmt14",
-    "classification": "data help_pages help_page_index listops prepare_help_pages prepare_imdb prepare_listops",
+    "help": "pages index text",
+    "classification": "data listops prepare_help_pages prepare_imdb prepare_listops",
 }
-DATA_ALLOWED = {"": {""}, "debian": {""}, "parallel": {""}, "classification": {"", "debian"}}
+DATA_ALLOWED = {"": {""}, "debian": {""}, "parallel": {""}, "help": {"", "debian"}, "classification": {"", "help"}}
 OUTSIDE = {"scripts", "tests", "luna_tools", "luna_data"}
 
 

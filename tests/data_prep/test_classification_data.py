@@ -18,9 +18,9 @@ from commands import HANGS, ROOT, call, wait_until
 from fairseq.data import Dictionary, data_utils  # isort: skip
 from fairseq.tasks.sentence_prediction import SentencePredictionTask  # isort: skip
 
-from luna_data import help_pages
 from luna_data.classification import data as classification
 from luna_data.classification import listops, prepare_help_pages, prepare_imdb, prepare_listops
+from luna_data.help import pages as help_pages
 
 from fairseq_luna.data.byte_text import byte_dictionary, encode_bytes
 from fairseq_luna.errors import Problem

@@ -1,8 +1,8 @@
 """The embedded help as running text: pages are whole and in order, and what is held out is not trained on."""
 
 import pytest
-
-from luna_data import help_pages, help_text
+from luna_data.help import pages as help_pages
+from luna_data.help import text as help_text
 
 
 @pytest.mark.parametrize("lang", ["en", "de"])

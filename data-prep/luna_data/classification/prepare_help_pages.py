@@ -14,9 +14,9 @@ from typing import Dict, Iterator, List, Set, Tuple
 from luna_tools.console import count, entry, teller
 from luna_tools.machine import import_plugin
 
-from luna_data import help_pages
 from luna_data.classification.data import Contents, Sample, prepared, source, write
 from luna_data.folder import SPLITS, taken
+from luna_data.help import pages as help_pages
 from luna_data.options import absolute
 
 say = teller("prepare-help-pages")

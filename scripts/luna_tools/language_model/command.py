@@ -152,7 +152,7 @@ class LanguageModels:
     def prepare(self) -> None:
         """Cut the text into pieces of a vocabulary of its own, line after line as it stands, and binarise it."""
         if not self.args.text:
-            run(python("luna_data.help_text", "--lang", self.args.lang, "--out", self.texts), self.out / "prepare.log")
+            run(python("luna_data.help.text", "--lang", self.args.lang, "--out", self.texts), self.out / "prepare.log")
         texts = {split: list(read_lines(self.texts / f"{split}.{self.args.lang}")) for split in SPLITS}
         with whole(self.data) as folder:
             folder.mkdir()

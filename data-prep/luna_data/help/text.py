@@ -10,7 +10,7 @@ from typing import Dict, List
 from luna_tools.console import entry
 
 from fairseq_luna.files import whole, write_text
-from luna_data import help_pages
+from luna_data.help import pages
 from luna_data.options import absolute
 
 RUN = 20  # pages that stay together
@@ -19,7 +19,7 @@ HELD_OUT = {EVERY // 2: "valid", EVERY - 1: "test"}  # by the place of the run a
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m luna_data.help_text", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m luna_data.help.text", description=__doc__)
     parser.add_argument("--lang", choices=("en", "de"), default="en", help="language (default %(default)s)")
     parser.add_argument("--out", required=True, metavar="DIR", type=absolute)
     return parser.parse_args()
@@ -32,18 +32,18 @@ def main() -> None:
 
 def write(out: Path, lang: str) -> None:
     """Write {train,valid,test}.LANG into `out`, which is there whole or not at all."""
-    sentences = help_pages.sentences(lang)
+    sentences = pages.sentences(lang)
     with whole(out) as beside:
         beside.mkdir()
-        for split, pages in split_pages().items():
-            text = "".join("".join(f"{sentences[number]}\n" for number in page) + "\n" for page in pages)
+        for split, held in split_pages().items():
+            text = "".join("".join(f"{sentences[number]}\n" for number in page) + "\n" for page in held)
             write_text(beside / f"{split}.{lang}", text)
 
 
 def split_pages() -> Dict[str, List[List[int]]]:
     """The pages of each split, as the numbers of their sentences."""
     splits: Dict[str, List[List[int]]] = {"train": [], "valid": [], "test": []}
-    for place, (_, page) in enumerate(sorted(help_pages.pages().items())):
+    for place, (_, page) in enumerate(sorted(pages.pages().items())):
         splits[HELD_OUT.get(place // RUN % EVERY, "train")].append(page)
     held_out = {number for split in HELD_OUT.values() for page in splits[split] for number in page}
     left = ([number for number in page if number not in held_out] for page in splits["train"])

@@ -16,7 +16,7 @@ from luna_tools.console import entry
 from fairseq_luna.files import whole
 from luna_data.debian.documents import paragraphs
 from luna_data.debian.packages import download, find, unpacked
-from luna_data.help_pages import INDEX, sentences
+from luna_data.help.pages import INDEX, sentences
 
 # as the corpus has them
 PLAIN = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "−": "-"})
