@@ -87,7 +87,7 @@ def manifest_of(model: Any, place: Place, graphs: Dict[str, Graph], precision: s
         **{"format": FORMAT, "version": VERSION, "architecture": model.cfg.arch, "precision": precision},
         "settings": {"source": recipe.source, "target": recipe.target, "recipe": recipe.name},
         "sizes": {name: getattr(model.cfg, name) for name in SIZES},
-        "cross_attention": "packed" if model.decoder.layers[0].packed else "full",
+        "cross_attention": "packed" if model.decoder.layers[0].packed else "softmax",
         "vocabulary": {side: len(dictionary) for side, dictionary in words.items()},
         "special": {piece: number for number, piece in enumerate(SPECIAL)},
         "limits": {side: None if limit == sys.maxsize else limit for side, limit in limits.items()},

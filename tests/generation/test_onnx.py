@@ -303,7 +303,7 @@ def test_the_manifest_tells_how_the_graphs_are_called(exported, name):
                 (each.name, each.shape, each.type) for each in found
             ]
     assert about["search"] == {"beam": 5, "lenpen": 1.0, "nbest": 1, "max_len_a": 1.5, "max_len_b": 10}
-    assert about["cross_attention"] == {"untied": "packed", "full_cross": "full"}[name]
+    assert about["cross_attention"] == {"untied": "packed", "full_cross": "softmax"}[name]
     assert about["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
