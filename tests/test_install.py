@@ -170,8 +170,8 @@ def wheel(tmp_path_factory):
     base = tmp_path_factory.mktemp("wheel")
     source = base / "source"  # building leaves files beside setup.py
     ignore = shutil.ignore_patterns("__pycache__")
-    for folder in {path.parent for path in ROOT.glob("*/*.py")}:  # of which only the package belongs into it
-        shutil.copytree(str(folder), str(source / folder.name), ignore=ignore)
+    for name in "fairseq_luna", "tests", "scripts", "data-prep", "configs":
+        shutil.copytree(str(ROOT / name), str(source / name), ignore=ignore)
     for name in "setup.py", "pyproject.toml", "LICENSE", "README.md":
         shutil.copy(str(ROOT / name), str(source))
     package = {str(path.relative_to(source)) for path in (source / "fairseq_luna").rglob("*") if path.is_file()}

@@ -25,7 +25,7 @@ OPTIONAL = {
     "triton": "kernels on a GPU",
     "matplotlib": "drawings",
     "sacremoses": "the Moses tokenizer",
-    "onnxruntime": "",
+    "onnxruntime": "exported models",
 }
 
 
@@ -88,7 +88,7 @@ def of_optional() -> Row:
         try:
             there.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            missing += [f"{name} ({use})"] if use else []
+            missing.append(f"{name} ({use})")
     lists = [", ".join(there), f"not installed: {', '.join(missing)}" if missing else ""]
     return Row("optional packages", "ok" if there else "-", "; ".join(filter(None, lists)))
 
