@@ -26,7 +26,7 @@ from .training import SOURCES, losses, prepare
 UPDATES, MORE = 20, 3
 KERNELS = "pack", "unpack", "causal attention"
 # how far the score of a translation, in nats a piece, may be from that which the search in fp32 gave it
-CLOSE = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.05, "int8": 0.05}
+CLOSE = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.05, "int8": 0.05}
 
 
 class Wrong(Exception):
@@ -55,6 +55,7 @@ class Parts:
     def run(self) -> None:
         """All of them; where training fails there is nothing more to try."""
         with warnings.catch_warnings(record=True) as self.warned:
+            warnings.simplefilter("default", UserWarning)  # whatever the environment says
             self.tell("GPU", self.find_gpu)
             if self.tell("training", self.train):
                 self.tell("checkpoint", self.resume)
@@ -109,7 +110,7 @@ class Parts:
         translator = Translator.from_run(self.folder)
         self.found = translator.translate(SOURCES, details=True)
         apart = self.apart(translator)
-        if apart > CLOSE["fp32"]:
+        if not apart <= CLOSE["fp32"]:
             raise Wrong(f"the beam search and a whole pass differ by {apart:.3g} nats a piece")
         return "ok", f"{len(self.found)} sentences by beam search; step by step = a whole pass"
 
@@ -122,15 +123,14 @@ class Parts:
         """On a GPU training, and everywhere translations, in lower precisions."""
         if self.gpu:
             names = ["fp16"] + ["bf16"] * torch.cuda.is_bf16_supported()
-            told = [f"{name} training, loss {self.fall(name, f'--{name}')}" for name in names]
+            trained = [f"{name} training, loss {self.fall(name, f'--{name}')}" for name in names]
         else:
-            names = ["bf16", "int8"]
-            told = []
+            names, trained = ["bf16", "int8"], []
         for name in names if self.found else ():
             apart = self.apart(Translator.from_run(self.folder, precision=name))
             if not apart <= CLOSE[name]:
                 raise Wrong(f"translations in {name} and in fp32 differ by {apart:.3g} nats a piece")
-        return "ok", "; ".join([*told, f"translation in {' and '.join(names)}"])
+        return "ok", "; ".join([*trained, f"translation in {' and '.join(names)}"])
 
     def list_forms(self) -> Tuple[str, str]:
         """Which operators ran as kernels in training, and why others did not."""
@@ -147,8 +147,8 @@ class Parts:
         )
 
     def look_for_graphs(self) -> Tuple[str, str]:
-        told = [str(warning.message) for warning in self.warned]
-        failed = [text for text in told if "without CUDA graphs" in text]
+        messages = [str(warning.message) for warning in self.warned]
+        failed = [message for message in messages if "without CUDA graphs" in message]
         if failed:
             raise Wrong(
                 failed[0], f"Everything else works without graphs, more slowly; {capture.SWITCH}=0 turns them off."

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Sequence
 
 from fairseq_luna.errors import Problem
 from luna_tools.paths import PACKAGES, REPO
@@ -54,6 +54,28 @@ def teller(name: str) -> Callable[[str], None]:
         print(f"{name}: {message}", flush=True)
 
     return say
+
+
+def tell_name(before: str, now: str) -> None:
+    """Say on stderr what is called by another name now."""
+    print(f"{before} is now called {now}. The old name still works.", file=sys.stderr, flush=True)
+
+
+class Former(argparse.Action):
+    """The former name of an option. It works and tells the name of today; --help does not list it.
+
+    Args:
+        now: the option as it is today, as `add_argument` returned it.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, now: argparse.Action) -> None:
+        shared = {name: getattr(now, name) for name in ("dest", "nargs", "default", "type", "choices")}
+        super().__init__(option_strings, **shared, metavar=now.metavar, help=argparse.SUPPRESS)
+        self.now = now.option_strings[0]
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        tell_name(str(option_string), self.now)
+        setattr(namespace, self.dest, values)
 
 
 def count(text: str) -> int:

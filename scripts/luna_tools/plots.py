@@ -63,13 +63,13 @@ def draw_curves(curves: Dict[str, List[Dict[str, float]]], path: Path) -> None:
     save(figure, path)
 
 
-def draw_arms(
+def draw_by_tokens(
     runs: List[Dict[str, Any]], key: str, value: Callable[[Dict[str, Any]], float], path: Path, across: str, up: str
 ) -> None:
-    """Draw a figure of trainings by a number of tokens: a line for each arm, the mean of its seeds.
+    """Draw a figure of trainings by a number of tokens: a line for each model, the mean of its seeds.
 
     Args:
-        runs: what is known of each training, its arm among that.
+        runs: what is known of each training, its model among that.
         key: the entry with the number of tokens.
         value: the figure of a training.
         path: of the picture.
@@ -79,12 +79,12 @@ def draw_arms(
     figure, axes = figure_for(path, 7)
     if not figure:
         return
-    for arm in dict.fromkeys(run["arm"] for run in runs):
+    for model in dict.fromkeys(run["arm"] for run in runs):
         points: Dict[int, List[float]] = {}
         for run in runs:
-            if run["arm"] == arm:
+            if run["arm"] == model:
                 points.setdefault(run[key], []).append(value(run))
-        axes.plot(list(points), [statistics.mean(found) for found in points.values()], marker="o", label=arm)
+        axes.plot(list(points), [statistics.mean(found) for found in points.values()], marker="o", label=model)
     numbers = sorted({run[key] for run in runs})
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [f"{number:,}" for number in numbers])

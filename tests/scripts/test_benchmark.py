@@ -10,9 +10,9 @@ import pytest
 import torch
 from commands import ENV, ROOT, USER_DIR, run
 from luna_tools.benchmark import counting, operators
-from luna_tools.benchmark.arm_names import arm
 from luna_tools.benchmark.command import QUICK
 from luna_tools.benchmark.measuring import Crew
+from luna_tools.benchmark.model_names import spec_of
 from luna_tools.benchmark.reporting import tabulate
 
 from fairseq_luna.modules.causal_attention import head_decays
@@ -28,12 +28,12 @@ def release(*values):
 
 
 @pytest.mark.parametrize(
-    "command, precision, arms, points",
+    "command, precision, models, points",
     [
-        ("train", "bf16", ["transformer", "luna-4-untied-gaussian", "mine:luna_transformer"], ["40:80"]),
+        ("train", "bf16", ["transformer", "luna-4-untied-gaussian", "arch:luna_transformer"], ["40:80"]),
         release("decode", "fp32", ["transformer", "luna-5-fullcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
         ("decode", "bf16", ["luna-5"], ["8:1:2"]),
-        release("length", "bf16", ["softmax", "fused", "luna-5", "mine:transformer"], ["64:64"]),
+        release("length", "bf16", ["softmax", "fused", "luna-5", "arch:transformer"], ["64:64"]),
         (
             "operator",
             "bf16",
@@ -42,11 +42,11 @@ def release(*values):
         ),
     ],
 )
-def test_every_command(command, precision, arms, points, tmp_path):
+def test_every_command(command, precision, models, points, tmp_path):
     out = tmp_path / "a folder"
-    words = [command, "--quick", "--cpu", "--threads", 1, "--out", out, "--arms", *arms, "--points", *points]
+    words = [command, "--quick", "--cpu", "--threads", 1, "--out", out, "--models", *models, "--points", *points]
     words += ["--precision", precision, "--dispatch"]
-    if any(arm.startswith("mine:") for arm in arms):
+    if any(model.startswith("arch:") for model in models):
         # a plugin of the same name elsewhere, as an earlier version would be
         words += ["--user-dir", shutil.copytree(USER_DIR, tmp_path / "elsewhere" / USER_DIR.name)]
     shown = benchmark(*words).stdout
@@ -54,7 +54,7 @@ def test_every_command(command, precision, arms, points, tmp_path):
     assert report["machine"]["torch threads"] == 1 and report["versions"]["torch"]
     assert len(report["points"]) == len(points)
     for point in report["points"]:
-        assert list(point["arms"]) == arms
+        assert list(point["arms"]) == models
         for found in point["arms"].values():
             assert found["seconds"]["median"] > 0 and found["bytes"] > 0, found
             assert found["time"]["lower quartile"] <= found["time"]["median"] <= found["time"]["upper quartile"]
@@ -63,11 +63,11 @@ def test_every_command(command, precision, arms, points, tmp_path):
             )
             assert found["sentences a second" if command == "decode" else "tokens a second"] > 0
             assert found["launched"]["operators"] > 0
-        assert point["arms"][arms[0]]["time"]["median"] == point["arms"][arms[0]]["memory"] == 1
+        assert point["arms"][models[0]]["time"]["median"] == point["arms"][models[0]]["memory"] == 1
     table, forms = (out / "table.md").read_text(), (out / "dispatch.md").read_text()
-    assert table in shown and table.count("\n| ") == len(points) * len(arms)
-    assert forms in shown and any(arm.startswith("luna") for arm in arms) == (" | the device is cpu |" in forms)
-    assert ("told so" in forms) == any("unfused" in arm for arm in arms)
+    assert table in shown and table.count("\n| ") == len(points) * len(models)
+    assert forms in shown and any(model.startswith("luna") for model in models) == (" | the device is cpu |" in forms)
+    assert ("told so" in forms) == any("unfused" in model for model in models)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG") and b"<svg" in (out / "curves.svg").read_bytes()
     if command != "train":
         return
@@ -81,10 +81,10 @@ def test_every_command(command, precision, arms, points, tmp_path):
 
 
 @pytest.mark.release
-def test_memory_of_an_arm_alone(tmp_path):
+def test_memory_of_a_model_alone(tmp_path):
     """As a user measures it: in processes of their own, at sizes of their own."""
     words = ["operator", "--cpu", "--out", tmp_path, "--rounds", 1, "--dim", 32, "--heads", 2, "--points", "8:100"]
-    shown = benchmark(*words, "--threads", 1, "--arms", "naive", "fla-gsa", fails=True)
+    shown = benchmark(*words, "--threads", 1, "--models", "naive", "fla-gsa", fails=True)
     assert "flash-linear-attention cannot be used" in shown.stdout and "fla-gsa; the reasons" in shown.stderr
     found = json.loads((tmp_path / "results.json").read_text())["points"][0]["arms"]
     assert found["naive"]["bytes"] > 0 and "error" in found["fla-gsa"]
@@ -95,10 +95,10 @@ def crew_of(command, *names, user_dir=None):
     args = Namespace(command=command, user_dir=user_dir, quick=True, cpu=True, threads=1, rounds=2, allocator="system")
     args.precision, said = "fp32", []
     line = Namespace(update=lambda steps=1: None, set_description=said.append)
-    return Crew(args, [arm(name, args) for name in names], shared=True), line, said
+    return Crew(args, [spec_of(name, args) for name in names], shared=True), line, said
 
 
-def test_arms_that_share_processes():
+def test_models_that_share_processes():
     """They are timed in one, counted in another, and both stay; one that fails takes no other along."""
     crew, line, said = crew_of("operator", "naive", "fla-gsa", "luna-5")
     sizes = {"dim": 32, "heads": 2, "slots": 5, "tokens": 20, "precision": "fp32", "seed": 1}
@@ -114,7 +114,7 @@ def test_arms_that_share_processes():
     assert ids[0] == ids[1] and len(set(ids[0])) == 2
     assert said[0] == "building naive" and "first steps of luna-5: kernels are compiled" in said
 
-    # where a process dies, all its arms say so, and there is another for the next point
+    # where a process dies, all its models say so, and there is another for the next point
     def die(text):
         if text == "one step of each in turn":
             next(iter(crew.timing.values())).process.kill()
@@ -127,10 +127,10 @@ def test_arms_that_share_processes():
 
 
 @pytest.mark.release
-def test_arms_of_another_plugin_have_other_processes(tmp_path):
+def test_models_of_another_plugin_have_other_processes(tmp_path):
     """Both plugins have one name."""
     elsewhere = shutil.copytree(USER_DIR, tmp_path / USER_DIR.name)
-    crew, line, _ = crew_of("train", "transformer", "luna-4", "mine:luna_transformer", user_dir=str(elsewhere))
+    crew, line, _ = crew_of("train", "transformer", "luna-4", "arch:luna_transformer", user_dir=str(elsewhere))
     found = crew.measure({**QUICK, "dropout": 0.1, "length": 8, "tokens": 16, "precision": "fp32", "seed": 1}, line)
     assert all("seconds" in one and "launched" in one for one in found.values()), found
     assert len(crew.timing) == len(crew.counting) == 2 and str(elsewhere) in crew.timing
@@ -210,20 +210,23 @@ MEASURED = {
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["train", "--arms", "luna-x"], "there is no arm luna-x here: luna-L"),
-        (["train", "--arms", "luna-16-bf16"], "there is no arm luna-16-bf16 here"),
-        (["train", "--arms", "mine:some_arch"], "mine:some_arch needs --user-dir"),
-        (["train", "--quick", "--arms", "luna-0"], "--projection-length must be at least 1"),
-        (["train", "--quick", "--user-dir", "/no where", "--arms", "mine:some_arch"], "/no where"),
-        (["train", "--quick", "--dim", "30", "--heads", "4", "--arms", "luna-4"], "--heads 4 does not divide --dim 30"),
+        (["train", "--models", "luna-x"], "there is no model luna-x here: luna-L"),
+        (["train", "--models", "luna-16-bf16"], "there is no model luna-16-bf16 here"),
+        (["train", "--models", "arch:some_arch"], "arch:some_arch needs --user-dir"),
+        (["train", "--quick", "--models", "luna-0"], "--projection-length must be at least 1"),
+        (["train", "--quick", "--user-dir", "/no where", "--models", "arch:some_arch"], "/no where"),
+        (
+            ["train", "--quick", "--dim", "30", "--heads", "4", "--models", "luna-4"],
+            "--heads 4 does not divide --dim 30",
+        ),
         (["train", "--vocab", "4"], "--vocab must be at least 5, of which four are special, but is 4"),
         (["train", "--points", "30"], "'30' is not LENGTH:TOKENS"),
         (["decode", "--rounds", "0"], "--rounds must be at least 1, but is 0"),
-        (["train", "--arms", "luna-16", "luna-16"], "--arms names an arm twice"),
-        (["train", "--quick", "--precision", "fp16", "--arms", "luna-4"], "fairseq trains in fp16 on a GPU alone"),
+        (["train", "--models", "luna-16", "luna-16"], "--models names a model twice"),
+        (["train", "--quick", "--precision", "fp16", "--models", "luna-4"], "fairseq trains in fp16 on a GPU alone"),
         (["train", "--precision", "fp8"], "invalid choice: 'fp8'"),
-        (["decode", "--precision", "fp16", "--arms", "luna-16-int8"], "luna-16-int8 says its precision itself"),
-        (["operator", "--arms", "luna-16-plain"], "there is no arm luna-16-plain here"),
+        (["decode", "--precision", "fp16", "--models", "luna-16-int8"], "luna-16-int8 says its precision itself"),
+        (["operator", "--models", "luna-16-plain"], "there is no model luna-16-plain here"),
         ([], "required"),
     ],
 )

@@ -1,4 +1,4 @@
-"""scripts/classify.sh: trainings of several arms, a table of them, and texts that are classified."""
+"""scripts/classify.sh: trainings of several models, a table of them, and texts that are classified."""
 
 import json
 
@@ -25,11 +25,11 @@ def data(tmp_path_factory):
 LETTERS = ((b"x", "a"), (b"y", "b"))
 
 
-def test_arms_are_trained_and_compared(data, tmp_path):
+def test_models_are_trained_and_compared(data, tmp_path):
     out = tmp_path / "out"
     words = "--cpu", "--updates", 30, "--out", out
-    call("luna_tools.classification.command", data, *words, "--arms", "luna-16")
-    said = call("luna_tools.classification.command", data, *words, "--arms", "linformer", "luna-16")
+    call("luna_tools.classification.command", data, *words, "--models", "luna-16")
+    said = call("luna_tools.classification.command", data, *words, "--models", "linformer", "luna-16")
     runs = json.loads((out / "results.json").read_text())["runs"]
     assert [run["arm"] for run in runs] == ["linformer", "luna-16"]
     assert all(run["accuracy"] == 1 and run["texts"] == 10 and run["updates"] == 30 for run in runs)
@@ -47,6 +47,7 @@ def test_arms_are_trained_and_compared(data, tmp_path):
     [
         ([], "name a DATASET to train on, or a --model to classify with"),
         (["nothing"], "nothing is none of help, listops, listops-short, imdb, nor a folder that data-prep/ made"),
+        (["--mod", "nowhere"], "ambiguous option: --mod"),
         (["--model", "nowhere"], "there is no nowhere/checkpoints/checkpoint_best.pt"),
     ],
 )

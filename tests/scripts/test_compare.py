@@ -34,7 +34,7 @@ overrides:
 average: 2
 decoding: {beam: 2}
 seeds: [1, 2]
-arms:
+models:
   - {name: Transformer, arch: transformer_quickstart}
   - {name: "Luna, a/b", arch: luna_transformer_tiny, overrides: {model.pack_bias: gaussian, model.projection_length: 4}}
 """
@@ -87,7 +87,7 @@ def compared(here):
 @pytest.fixture
 def trained(monkeypatch):
     """compare.sh finds all trained: another test asks it to look."""
-    monkeypatch.setattr(compare_run.Study, "train", lambda self, arm, seed, place: None)
+    monkeypatch.setattr(compare_run.Study, "train", lambda self, model, seed, place: None)
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,8 @@ def finished(data, tmp_path_factory) -> Path:
 def test_report_of_a_study(finished, data):
     out = finished / "out"
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert [arm["name"] for arm in report["arms"]] == ["Transformer", "Luna, a/b"]
-    transformer, luna = (arm["trainings"] for arm in report["arms"])
+    assert [model["name"] for model in report["arms"]] == ["Transformer", "Luna, a/b"]
+    transformer, luna = (model["trainings"] for model in report["arms"])
     for training in (*transformer, *luna):
         assert training["updates"] == 12 and set(training["valid nll by updates"]) >= {"6", "12"}
         assert training["words per second"] > 0 and training["peak memory (bytes)"] > 1e8
@@ -131,7 +131,7 @@ def test_report_of_a_study(finished, data):
     for unit in "words", "pieces":
         lengths = luna[0]["test sets"]["test"][f"BLEU by {unit} of the source"]
         first = next(bucket for bucket in lengths if bucket["sentences"])
-        assert f"| arm | {first[unit]} ({first['sentences']}) |" in table
+        assert f"| model | {first[unit]} ({first['sentences']}) |" in table
     assert "deviation. 2 checkpoint(s) averaged, beam 2, length penalty 1;" in table
     assert all(training["checkpoints averaged"] == 2 for training in (*transformer, *luna))
     assert not list(out.rglob("*.part"))
@@ -160,17 +160,17 @@ def test_trained_on_from_another_study(finished, data, compared, here, monkeypat
     study.write_text(LUNA_ALONE, encoding="utf-8")
     words = "--start", finished / "out", "optimization.max_update=6"
     run(compare(study, data, out, "--seeds", 1, *words))
-    (arm,) = json.loads((out / "report.json").read_text(encoding="utf-8"))["arms"]
-    (training,) = arm["trainings"]
+    (model,) = json.loads((out / "report.json").read_text(encoding="utf-8"))["arms"]
+    (training,) = model["trainings"]
     there = json.loads((finished / "out" / training["run"] / "scores.json").read_text(encoding="utf-8"))
     assert training["valid nll by updates"]["6"] < there["valid nll by updates"]["6"] - 0.05
     with monkeypatch.context() as patched:
-        patched.setattr(compare_run.Study, "train", lambda self, arm, seed, place: None)
+        patched.setattr(compare_run.Study, "train", lambda self, model, seed, place: None)
         compared(study, data, out, "--seeds", 1, "--start", os.path.relpath(finished / "out"), words[-1])
     begun_there = here(gradients, "--start", "--model", out / "Luna-a-b" / "seed1", fails=True)
     assert "did not start from its seed, but from" in begun_there
     said = compared(study, data, out, "--seeds", 7, *words, fails=True)
-    assert "to begin with: train this arm and seed there, or leave out --start" in said
+    assert "to begin with: train this model and seed there, or leave out --start" in said
     said = compared(study, data, out, "optimization.max_update=6", "--seeds", 1, fails=True)
     assert "was begun with other settings: start was" in said
 
@@ -179,7 +179,7 @@ def test_what_training_cannot_begin_with(finished, data, tmp_path, compared):
     study = tmp_path / "study.yaml"
     study.write_text(LUNA_ALONE.replace("projection_length: 4", "projection_length: 5"), encoding="utf-8")
     words = "--start", finished / "out", "--seeds", 1
-    assert "is of another arm: overrides was" in compared(study, data, tmp_path / "out", *words, fails=True)
+    assert "is of another model: overrides was" in compared(study, data, tmp_path / "out", *words, fails=True)
     other = tmp_path / "data"
     shutil.copytree(data, other)
     for path in (other / "data-bin").glob("dict.*.txt"):
@@ -210,34 +210,34 @@ def test_limits_that_follow_from_the_updates():
 
 
 def test_a_study_within_minutes_from_one_file(tmp_path, here, compared, monkeypatch):
-    """Two test sets, data in a file, two arms side by side; then the same command again, and one without --minutes."""
+    """Two test sets, data in a file, two models side by side; then the same command again, one without --minutes."""
     study, out, file = tmp_path / "study.yaml", tmp_path / "out", tmp_path / "data.tar.xz"
     study.write_text(STUDY.replace("warmup_updates: 4", "warmup_updates: 400"), encoding="utf-8")
     data = prepared(tmp_path, "--test", f"other={tmp_path / 'valid'}")
     assert "wrote" in here(compare_script, "--pack-data", file, "--data", data)
     words = study, file, out, "--seeds", 1, "--at-once", 2, "--minutes", 0.05
     said = compared(*words)
-    assert "measuring the pace of the arms, 2 at once" in said and "Seconds an update: Transformer " in said
+    assert "measuring the pace of the models, 2 at once" in said and "Seconds an update: Transformer " in said
     assert "each training makes 20 updates, the least there is" in said
     assert "The warm-up of Transformer, Luna, a/b is a quarter of that, 5." in said
     settings = json.loads((out / "settings.json").read_text(encoding="utf-8"))
     assert settings["plan"]["updates"] == 20 and settings["minutes"] == 0.05
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    for arm in report["arms"]:
-        (training,) = arm["trainings"]
+    for model in report["arms"]:
+        (training,) = model["trainings"]
         assert training["updates"] == 20 and len(training["valid nll by updates"]) == 10
         composed = json.loads((out / training["run"] / "settings.json").read_text(encoding="utf-8"))
         assert composed["lr_scheduler.warmup_updates"] == 5
         sets = training["test sets"]
         assert [len(list((out / training["run"]).glob(sets[name]["file"]))) for name in ("test", "other")] == [1, 1]
         assert sum(bucket["sentences"] for bucket in sets["other"]["BLEU by pieces of the source"]) == 12
-        assert ("paired bootstrap" in sets["other"]) == (arm["name"] != "Transformer")
+        assert ("paired bootstrap" in sets["other"]) == (model["name"] != "Transformer")
     text = (out / "report.md").read_text(encoding="utf-8")
     assert "## test: 8 sentences" in text and "## other: 12 sentences" in text and "Of 0.05 minutes" in text
     assert (out / "bleu-by-length.png").exists() and (out / "bleu-by-length.other.png").exists()
     assert not (out / ".trial").exists()
 
-    monkeypatch.setattr(compare_run.Study, "train", lambda self, arm, seed, place: None)
+    monkeypatch.setattr(compare_run.Study, "train", lambda self, model, seed, place: None)
     said = compared(*words)
     assert "measuring" not in said and "20 updates of each training" in said
     assert json.loads((out / "settings.json").read_text(encoding="utf-8")) == settings
@@ -259,7 +259,7 @@ def test_losses_are_reported_before_translations(finished, data, tmp_path, compa
     text = (out / "report.md").read_text(encoding="utf-8")
     assert "| Transformer | " in text and "| Luna, a/b | " in text and (out / "learning-curves.png").exists()
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    losses = [each["valid nll by updates"] for arm in report["arms"] for each in arm["trainings"]]
+    losses = [each["valid nll by updates"] for model in report["arms"] for each in model["trainings"]]
     assert len(losses) == 2 and all({"6", "12"} <= set(each) for each in losses)
 
 
@@ -299,8 +299,8 @@ def test_another_study_is_not_mixed_in(finished, data, compared):
     assert "was begun with other settings: given was [], now ['optimization.max_update=24']" in said
     study = finished / "changed.yaml"
     study.write_text(STUDY.replace("projection_length: 4", "projection_length: 5"), encoding="utf-8")
-    said = compared(study, data, finished / "out", "--arms", "Transformer", fails=True)
-    assert "was trained as another arm: overrides was" in said
+    said = compared(study, data, finished / "out", "--models", "Transformer", fails=True)
+    assert "was trained as another model: overrides was" in said
 
 
 @pytest.mark.parametrize(
@@ -308,11 +308,11 @@ def test_another_study_is_not_mixed_in(finished, data, compared):
     [
         ("transformer_quickstart}", "transformer_quikstart}", "arch transformer_quikstart of Transformer is not in"),
         ("average: 2", "averages: 2", "has averages, which no study has"),
-        ("name: Transformer,", "name: 'Luna,a b',", "two arms share a name"),
-        ("average: 2", "baseline: nobody", "the baseline nobody is none of the arms: Transformer, Luna, a/b"),
-        ("{name: Transformer, arch", "{arch", "an arm has a name, an arch"),
-        ("arms:", "seeds:", "has no list of arms"),
-        ("arms:", "arms: 5\nseeds:", "has no list of arms"),
+        ("name: Transformer,", "name: 'Luna,a b',", "two models share a name"),
+        ("average: 2", "baseline: nobody", "the baseline nobody is none of the models: Transformer, Luna, a/b"),
+        ("{name: Transformer, arch", "{arch", "a model has a name, an arch"),
+        ("models:", "seeds:", "has no list of models"),
+        ("models:", "models: 5\nseeds:", "has no list of models"),
         ("seeds: [1, 2]", "seeds: 3", "seeds must be a list of numbers, such as [1, 2, 3], but is 3"),
         ("{model.pack_bias: gaussian,", "[model.pack_bias, ", "overrides must be a table, such as {key: value}"),
         ("{beam: 2}", "{beams: 2}", "decoding has beams; possible are beam, lenpen, max_tokens"),
@@ -323,8 +323,8 @@ def test_another_study_is_not_mixed_in(finished, data, compared):
         ("average: 2", "average: 0", "average must be a whole number above 0, but is 0"),
         ("config: quickstart", "config: quikstart", "there is no configuration quikstart"),
         ("config: quickstart", "config: [quickstart", "is no YAML"),
-        ("name: Transformer,", "name: 16,", "the name of an arm must be text with a letter or a digit, but is 16"),
-        ("name: Transformer,", "name: '..',", "the name of an arm must be text with a letter or a digit, but is '..'"),
+        ("name: Transformer,", "name: 16,", "the name of a model must be text with a letter or a digit, but is 16"),
+        ("name: Transformer,", "name: '..',", "the name of a model must be text with a letter or a digit, but is '..'"),
     ],
 )
 def test_a_wrong_study_is_told(tmp_path, data, compared, old, new, says):
@@ -349,12 +349,12 @@ def test_wrong_words_are_told(tmp_path, data, compared):
     for word in "model.projection_length=8", "model=luna_transformer":
         said = compared(study, data, tmp_path / "out", word, fails=True)
         assert f"{word} would make other models of" in said and "Luna, a/b" in said
-    said = compared(study, data, tmp_path / "out", "--arms", "Luna", fails=True)
-    assert "Luna is none of the arms: Transformer, Luna, a/b" in said
+    said = compared(study, data, tmp_path / "out", "--models", "Luna", fails=True)
+    assert "Luna is none of the models: Transformer, Luna, a/b" in said
 
 
 @pytest.mark.release
-def test_a_failing_arm_does_not_stop_the_others(tmp_path, data):
+def test_a_failing_model_does_not_stop_the_others(tmp_path, data):
     study, out = tmp_path / "study.yaml", tmp_path / "out"
     study.write_text(STUDY.replace("projection_length: 4", "projection_length: 0"), encoding="utf-8")
     done = run(compare(study, data, out, "--seeds", 1, "--at-once", 2), fails=True)

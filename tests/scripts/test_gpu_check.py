@@ -83,12 +83,12 @@ def measured(seconds, memory, kernels, gpu_ms):
 
 
 def test_goals():
-    arms = {"transformer": measured(1.0, 100, 1000, 20.0), "luna-16": measured(0.5, 110, 900, 5.0)}
-    arms["broken"] = {"error": "out of memory"}
+    models = {"transformer": measured(1.0, 100, 1000, 20.0), "luna-16": measured(0.5, 110, 900, 5.0)}
+    models["broken"] = {"error": "out of memory"}
     found = {
-        (measure, arm): ratio(Goal("train-30", 0, measure, arm, "transformer", 1.0), arms)
+        (measure, model): ratio(Goal("train-30", 0, measure, model, "transformer", 1.0), models)
         for measure in ("time", "speed", "memory", "kernels")
-        for arm in ("luna-16", "broken", "absent")
+        for model in ("luna-16", "broken", "absent")
     }
     assert {measure: found[measure, "luna-16"] for measure, _ in found} == {
         "time": 0.5,
@@ -96,21 +96,21 @@ def test_goals():
         "memory": 1.1,
         "kernels": 0.9,
     }
-    assert {value for (_, arm), value in found.items() if arm != "luna-16"} == {None}
+    assert {value for (_, model), value in found.items() if model != "luna-16"} == {None}
     assert [is_met(Goal("", 0, *words, 1.0), 1.1) for words in (("time", "", ""), ("speed", "", ""))] == [False, True]
 
     text = summarise(
-        {"train-30": {"points": [{"length": 30, "tokens": 8192, "arms": arms}]}}, {"tests": "done"}, "A GPU."
+        {"train-30": {"points": [{"length": 30, "tokens": 8192, "arms": models}]}}, {"tests": "done"}, "A GPU."
     )
     assert "| train-30 | length 30, tokens 8,192 | time | luna-16 | transformer | 0.50 | 0.25 | <= 1 | met |" in text
     assert "| memory | luna-16 | transformer | 1.10 |  | <= 1 | missed |" in text
     assert "local | transformer |  |  | <= 1.1 | not measured |" in text
 
 
-def test_goals_are_of_arms_and_points_that_are_measured():
+def test_goals_are_of_models_and_points_that_are_measured():
     for goal in GOALS:
         part = PARTS[goal.part]
-        assert {goal.arm, goal.beside} <= set(part.arms) and goal.at < len(part.points), goal
+        assert {goal.model, goal.beside} <= set(part.models) and goal.at < len(part.points), goal
     assert TESTS[1] <= 480 and all(part.seconds <= 480 for part in PARTS.values())
 
 

@@ -35,11 +35,11 @@ def text(tmp_path):
 def test_quick_end_to_end(language_models, text, tmp_path, capsys):
     out = tmp_path / "a run"
     words = "--quick", "--updates", 4, "--text", text, "--out", out, "--cpu"
-    language_models(*words, "--arms", "luna-decaying").run()
+    language_models(*words, "--models", "luna-decaying").run()
     first = out / "luna-decaying" / "context64-seed1"
     known = {path: path.stat().st_mtime_ns for path in [*first.rglob("*"), *(out / "data").rglob("*")]}
     capsys.readouterr()
-    language_models(*words).run()  # the second arm alone is new
+    language_models(*words).run()  # the second model alone is new
 
     assert known == {path: path.stat().st_mtime_ns for path in known}
     said = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_quick_end_to_end(language_models, text, tmp_path, capsys):
 
 def test_what_it_refuses(language_models, text, tmp_path, capsys):
     for words, message in (
-        (["--arms", "lstm"], "choose from 'luna-decaying', 'luna-uniform', 'transformer'"),
+        (["--models", "lstm"], "choose from 'luna-decaying', 'luna-uniform', 'transformer'"),
         (["--context", "4096"], "must be 32 to 2048 tokens, as many as a batch has, but is 4096"),
         (["--updates", "0"], "must be at least 1, but is 0"),
         (["--lang", "fr"], "the embedded corpus has en and de; give other text by --text"),

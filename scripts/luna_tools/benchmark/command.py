@@ -1,9 +1,10 @@
 """Time and memory of Luna beside fairseq's Transformer, measured in turn in one run.
 
-One arm after the other makes one step, round after round, and what is reported is the median of each round's ratio to
-the first arm, with its quartiles. The first steps are not counted. On a CPU every arm lives in a process of its own, on
-a GPU with the others of its plugin. Peak memory is that of an arm alone in another process, on a GPU by torch's
-allocator. There one more step is profiled: its kernels are counted, or its operators where there is no GPU.
+One model after the other makes one step, round after round. The first steps are not counted. What is reported is the
+median of each round's ratio to the first model, with its quartiles. On a CPU every model lives in a process of its own,
+on a GPU with the others of its plugin. Peak memory is that of a model alone in another process, on a GPU by torch's
+allocator. There one more step is profiled: its kernels are counted, or its operators where there is no GPU. The models
+of `operator` are operators.
 
 What goes into a folder: table.md (after every point), results.json (with the machine, all versions and the forms that
 the operators took), dispatch.md with --dispatch, curves.png and curves.svg. The same command goes on where it was
@@ -20,10 +21,10 @@ from typing import Any, ContextManager, Dict, List, NamedTuple
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, write_json, write_text
 from fairseq_luna.versions import versions
-from luna_tools.benchmark.arm_names import ARMS, PRECISIONS, arm
 from luna_tools.benchmark.measuring import Crew
+from luna_tools.benchmark.model_names import KNOWN, PRECISIONS, spec_of
 from luna_tools.benchmark.reporting import draw, say, show_forms, show_point, tabulate
-from luna_tools.console import go_on_later
+from luna_tools.console import Former, go_on_later
 from luna_tools.machine import machine
 from luna_tools.progress import bar
 from luna_tools.run_folder import alone, claim, differences
@@ -39,7 +40,7 @@ class Command(NamedTuple):
 
     about: str
     sizes: Dict[str, Any]
-    arms: List[str]
+    models: List[str]
     points: List[Dict[str, int]]
     quick: List[Dict[str, int]]
 
@@ -90,13 +91,14 @@ def main() -> None:
     cores = os.cpu_count() or 1
     args.threads = args.threads or (min(4, cores) if gpu else cores)
     # these are for a CPU, and from float32
-    names = [name for name in command.arms if not (gpu or args.precision != "fp32") or not name.endswith(IN_FEWER_BITS)]
-    chosen = [arm(name, args) for name in args.arms or names]
+    plain = gpu or args.precision != "fp32"
+    names = [name for name in command.models if not plain or not name.endswith(IN_FEWER_BITS)]
+    chosen = [spec_of(name, args) for name in args.models or names]
     todo = args.points or (command.quick if args.quick else command.points)
     asked = {key: getattr(args, key) for key in ("beam", "threads", "seed", "cpu", "precision")}
     settings = {
         "command": args.command,
-        "arms": chosen,
+        "arms": chosen,  # as earlier versions call them, here and in results.json
         "points": todo,
         "sizes": {**sizes, **asked},
         "rounds": args.rounds,
@@ -151,7 +153,9 @@ def steps(total: int) -> ContextManager[Any]:
 
 
 def flat(settings: Dict[str, Any]) -> Dict[str, Any]:
-    return {**{key: value for key, value in settings.items() if key != "sizes"}, **settings["sizes"]}
+    """Settings as a message names them."""
+    names = {"arms": "models"}
+    return {**{names.get(key, key): value for key, value in settings.items() if key != "sizes"}, **settings["sizes"]}
 
 
 def parse_args() -> argparse.Namespace:
@@ -161,12 +165,18 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{train,decode,length,operator}")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.about, description=command.about[0].upper() + command.about[1:])
-        sub.add_argument(
-            "--arms", nargs="+", metavar="ARM", help=f"the first is 1 (default {' '.join(command.arms)}); {ARMS[name]}"
+        models = sub.add_argument(
+            "--models",
+            nargs="+",
+            metavar="MODEL",
+            help=f"the first is 1 (default {' '.join(command.models)}); {KNOWN[name]}",
         )
+        sub.add_argument("--arms", action=Former, now=models)
         if name != "operator":
             sub.add_argument(
-                "--user-dir", metavar="DIR", help="plugin of the arms that are called mine:ARCH, for a model of yours"
+                "--user-dir",
+                metavar="DIR",
+                help="folder of the plugin that arch:ARCH takes ARCH from, such as yours",
             )
         keys = list(command.points[0])
         sub.add_argument(
@@ -179,7 +189,7 @@ def parse_args() -> argparse.Namespace:
         for key, value in command.sizes.items():
             sub.add_argument(f"--{key}", type=type(value), metavar="N", help=f"default {value}")
         sub.add_argument("--beam", type=int, default=5, metavar="N", help="default %(default)s")
-        sub.add_argument("--rounds", type=int, metavar="N", help="counted steps of each arm (default 5; --quick: 2)")
+        sub.add_argument("--rounds", type=int, metavar="N", help="counted steps of each model (default 5; --quick: 2)")
         sub.add_argument("--threads", type=int, metavar="N", help="default: all cores; beside a GPU at most 4")
         sub.add_argument(
             "--precision",
@@ -194,7 +204,7 @@ def parse_args() -> argparse.Namespace:
             "--allocator",
             choices=("reuse", "system"),
             default="reuse",
-            help="reuse: on a CPU all arms keep freed memory, as the scripts here do; system: as the C library has it",
+            help="reuse: on a CPU models keep freed memory, as the scripts here do; system: as the C library has it",
         )
         sub.add_argument(
             "--dispatch",
@@ -213,9 +223,9 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{key} must be at least 1, but is {value}")
     if (getattr(args, "vocab", None) or 5) < 5:
         parser.error(f"--vocab must be at least 5, of which four are special, but is {args.vocab}")
-    names = args.arms or []
+    names = args.models or []
     if len(set(names)) < len(names):
-        parser.error(f"--arms names an arm twice: {' '.join(names)}")
+        parser.error(f"--models names a model twice: {' '.join(names)}")
     return args
 
 

@@ -206,7 +206,8 @@ def test_command(quick: bool) -> List[str]:
 
 
 def benchmark_command(part: Part, quick: bool) -> List[str]:
-    command = [sys.executable, str(REPO / "scripts" / "benchmark.py"), part.command, "--arms", *part.arms, "--dispatch"]
+    command = [sys.executable, str(REPO / "scripts" / "benchmark.py"), part.command, "--dispatch"]
+    command += ["--models", *part.models]
     if part.command != "operator":
         command += ["--user-dir", str(USER_DIR)]
     if quick:

@@ -1,8 +1,8 @@
-"""What scripts/gpu-check.sh measures, and what is to be reached: the Transformer's, or another arm's, is 1."""
+"""What scripts/gpu-check.sh measures, and what is to be reached: the Transformer's, or another model's, is 1."""
 
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-LOCAL = "mine:luna_transformer_local"
+LOCAL = "arch:luna_transformer_local"
 FLA = "operator-fla"  # the part that needs flash-linear-attention
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 
@@ -14,7 +14,7 @@ class Part(NamedTuple):
         about: what it shows.
         command: of benchmark.py.
         precision: its --precision.
-        arms: its --arms.
+        models: its --models.
         points: its --points.
         quick: the same at tiny sizes.
         rounds: its --rounds.
@@ -24,7 +24,7 @@ class Part(NamedTuple):
     about: str
     command: str
     precision: str
-    arms: List[str]
+    models: List[str]
     points: List[str]
     quick: List[str]
     rounds: int
@@ -32,21 +32,21 @@ class Part(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What an arm is to reach beside another at a point of a part.
+    """What a model is to reach beside another at a point of a part.
 
     Attributes:
         part: its name.
         at: the number of the point.
         measure: "time", "memory" or "kernels", as a ratio, or "speed", which is 1/time.
-        arm: whose it is.
-        beside: the arm that is 1.
+        model: whose it is.
+        beside: the model that is 1.
         bound: at most, of a speed at least.
     """
 
     part: str
     at: int
     measure: str
-    arm: str
+    model: str
     beside: str
     bound: float
 
@@ -134,8 +134,8 @@ PARTS: Dict[str, Part] = {
 def of_training(part: str, luna: Tuple[float, float], packs: Tuple[float, float]) -> List[Goal]:
     """Bounds of time and memory."""
     return [
-        Goal(part, 0, measure, arm, "transformer", bound)
-        for arm, bounds in (("luna-16", luna), (LOCAL, packs))
+        Goal(part, 0, measure, model, "transformer", bound)
+        for model, bounds in (("luna-16", luna), (LOCAL, packs))
         for measure, bound in zip(("time", "memory"), bounds)
     ]
 
@@ -148,13 +148,13 @@ GOALS = [
     *of_training("train-1024", (0.7, 0.5), (0.8, 0.55)),
     *of_training("train-4096", (0.35, 0.25), (0.45, 0.3)),
     *(
-        Goal(part, at, "time", arm, "transformer", bound)
+        Goal(part, at, "time", model, "transformer", bound)
         for part, at, bounds in (
             ("decode-28", 0, (0.4, 0.45)),
             ("decode-28", 1, (0.4, 0.45)),
             ("decode-1000", 0, (0.3, 0.35)),
         )
-        for arm, bound in zip(MODELS[1:], bounds)
+        for model, bound in zip(MODELS[1:], bounds)
     ),
     Goal("bytes-4096", 0, "speed", "luna-16", "softmax", 5.5),
     Goal("bytes-4096", 0, "memory", "luna-16", "softmax", 0.10),
@@ -163,16 +163,16 @@ GOALS = [
     # from 1,024 tokens on
     *(Goal("operator", at, "speed", "luna-16", "sdpa", 1.0) for at in range(1, len(LENGTHS))),
     *(
-        Goal(FLA, at, "speed", arm, beside, 1.0)
+        Goal(FLA, at, "speed", model, beside, 1.0)
         for at in range(len(LENGTHS))
-        for arm, beside in (("luna-16", "fla-gsa"), ("luna-16-decaying", "fla-simple-gla"))
+        for model, beside in (("luna-16", "fla-gsa"), ("luna-16-decaying", "fla-simple-gla"))
     ),
 ]
 
 
-def ratio(goal: Goal, arms: Dict[str, Any]) -> Optional[float]:
+def ratio(goal: Goal, models: Dict[str, Any]) -> Optional[float]:
     """What was found of a goal at its point; None where one of the two was not measured."""
-    values = [quantity(arms.get(name, {}), goal.measure) for name in (goal.arm, goal.beside)]
+    values = [quantity(models.get(name, {}), goal.measure) for name in (goal.model, goal.beside)]
     if not all(values):
         return None
     return values[1] / values[0] if goal.measure == "speed" else values[0] / values[1]
@@ -184,13 +184,13 @@ def quantity(found: Dict[str, Any], measure: str) -> float:
     if measure == "kernels":
         launched = found.get("launched", {})
         return launched.get("kernels") or launched.get("operators", 0)
-    # of the ratios to the first arm, for what happens to all arms of a round is in none of them
+    # of the ratios to the first model, for what happens to all models of a round is in none of them
     return found.get("time", found.get("seconds", {})).get("median", 0)
 
 
-def alone_on_the_gpu(goal: Goal, arms: Dict[str, Any]) -> Optional[float]:
+def alone_on_the_gpu(goal: Goal, models: Dict[str, Any]) -> Optional[float]:
     """The ratio of a goal of time or speed by the GPU's own time, without what the host takes."""
-    times = [arms.get(name, {}).get("launched", {}).get("gpu ms", 0) for name in (goal.arm, goal.beside)]
+    times = [models.get(name, {}).get("launched", {}).get("gpu ms", 0) for name in (goal.model, goal.beside)]
     if not all(times) or goal.measure not in ("time", "speed"):
         return None
     return times[1] / times[0] if goal.measure == "speed" else times[0] / times[1]
@@ -212,7 +212,7 @@ def summarise(results: Dict[str, Any], states: Dict[str, str], told: str) -> str
     abouts = {"tests": TESTS[0], **{name: part.about for name, part in PARTS.items()}}
     lines += [f"| {name} | {about} | {states.get(name, 'not run')} |" for name, about in abouts.items()]
     lines += ["", "Time, memory and kernels are ratios to what stands beside; a speed is one of times, the other way."]
-    lines += ["", "| part | at | measure | arm | beside | found | on the GPU alone | goal | |", "|" + "---|" * 9]
+    lines += ["", "| part | at | measure | model | beside | found | on the GPU alone | goal | |", "|" + "---|" * 9]
     for goal in GOALS:
         points = results.get(goal.part, {}).get("points", [])
         if len(points) <= goal.at:
@@ -220,7 +220,7 @@ def summarise(results: Dict[str, Any], states: Dict[str, str], told: str) -> str
         point = points[goal.at]
         found, alone = ratio(goal, point["arms"]), alone_on_the_gpu(goal, point["arms"])
         place = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in point.items() if key != "arms")
-        row = [goal.part, place, goal.measure, goal.arm, goal.beside]
+        row = [goal.part, place, goal.measure, goal.model, goal.beside]
         row += ["" if value is None else f"{value:.2f}" for value in (found, alone)]
         row += [f"{'>=' if goal.measure == 'speed' else '<='} {goal.bound:g}"]
         row += ["not measured" if found is None else "met" if is_met(goal, found) else "missed"]

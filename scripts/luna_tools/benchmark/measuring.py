@@ -1,4 +1,4 @@
-"""Measures arms in turn: one step of one after the other, round after round, in processes that wait meanwhile."""
+"""Measures models in turn: one step of one after the other, round after round, in processes that wait meanwhile."""
 
 import argparse
 import contextlib
@@ -8,18 +8,18 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Dict, Iterator, List, Optional
 
-from luna_tools.benchmark import arms
+from luna_tools.benchmark import worker
 from luna_tools.paths import USER_DIR
 
 # As scripts/env.sh has it for the other scripts.
 REUSE_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-# what all arms need, where they are forked from one process
+# what all models need, where they are forked from one process
 FAIRSEQ = [f"fairseq.{name}" for name in ("options", "sequence_generator", "models", "tasks")]
-PRELOADED = ["luna_tools.benchmark.arms", "torch._dynamo", *FAIRSEQ]
+PRELOADED = ["luna_tools.benchmark.worker", "torch._dynamo", *FAIRSEQ]
 
 
 class Process:
-    """A process in which arms of one plugin work. Once it has ended, `error` says how."""
+    """A process in which models of one plugin work. Once it has ended, `error` says how."""
 
     def __init__(self, args: argparse.Namespace, user_dir: Optional[str]) -> None:
         # at tiny sizes most of the time would go into starting Python
@@ -28,7 +28,7 @@ class Process:
             context.set_forkserver_preload(PRELOADED)
         self.connection, theirs = context.Pipe()
         asked = (theirs, args.command, user_dir, args.cpu, args.threads)
-        self.process = context.Process(target=arms.serve, args=asked, daemon=True)
+        self.process = context.Process(target=worker.serve, args=asked, daemon=True)
         self.process.start()
         theirs.close()
         self.error: Optional[str] = None
@@ -51,8 +51,8 @@ class Process:
         return f"killed by signal {-code}: out of memory?" if code < 0 else f"ended with exit code {code}"
 
 
-class Arm:
-    """An arm in its process. What goes wrong with it stands in `error`."""
+class Member:
+    """A model in its process. What goes wrong with it stands in `error`."""
 
     def __init__(self, process: Process, name: str) -> None:
         self.process, self.name = process, name
@@ -72,13 +72,13 @@ class Arm:
 
 
 class Crew:
-    """The arms of a table, point after point.
+    """The models of a table, point after point.
 
     They are timed in some processes. In others, one after the other, their memory is measured and their launches are
     counted: nobody else's memory is there, and a process that has been profiled may launch more slowly ever after. On a
-    CPU each arm has fresh ones for every point, whose memory begins at nothing. On a GPU they are `shared` by all arms
-    of a plugin, and stay, since importing takes long and torch's allocator counts anew for each arm; those that count
-    start only when the first point is timed.
+    CPU each model has fresh ones for every point, whose memory begins at nothing. On a GPU they are `shared` by all
+    models of a plugin, and stay, since importing takes long and torch's allocator counts anew for each model; those
+    that count start only when the first point is timed.
     """
 
     def __init__(self, args: argparse.Namespace, chosen: List[Dict[str, Any]], shared: bool) -> None:
@@ -87,7 +87,7 @@ class Crew:
         self.counting: Dict[str, Process] = {}
 
     def measure(self, sizes: Dict[str, Any], line: Any) -> Dict[str, Any]:
-        """Seconds, ratios, bytes and launches of each arm at one point; `line` shows the steps."""
+        """Seconds, ratios, bytes and launches of each model at one point; `line` shows the steps."""
         running = self.ready(sizes, line)
         rounds = self.rounds(running, line)
         self.rest(self.timing)
@@ -105,10 +105,10 @@ class Crew:
                 result["memory"] = result["bytes"] / base
         return found
 
-    def ready(self, sizes: Dict[str, Any], line: Any) -> Dict[str, Arm]:
-        """All arms, built and beyond their first steps, which are not counted."""
+    def ready(self, sizes: Dict[str, Any], line: Any) -> Dict[str, Member]:
+        """All models, built and beyond their first steps, which are not counted."""
         with memory_reused(self.args.allocator == "reuse"):
-            running = {spec["name"]: self.arm(spec, self.timing) for spec in self.chosen}
+            running = {spec["name"]: self.member(spec, self.timing) for spec in self.chosen}
         for spec in self.chosen:
             running[spec["name"]].ask("build", spec, sizes)
         for name, one in running.items():
@@ -121,17 +121,17 @@ class Crew:
             line.update()
         return running
 
-    def arm(self, spec: Dict[str, Any], processes: Dict[str, Process]) -> Arm:
-        """An arm in its place among these processes; one is started where none is at work."""
+    def member(self, spec: Dict[str, Any], processes: Dict[str, Process]) -> Member:
+        """A model in its place among these processes; one is started where none is at work."""
         user_dir = spec.get("user_dir")
         # plugins have one name, and a process one plugin
         place = str(Path(user_dir or USER_DIR).resolve()) if self.shared else spec["name"]
         if place not in processes or not processes[place].process.is_alive():
             processes[place] = Process(self.args, user_dir)
-        return Arm(processes[place], spec["name"])
+        return Member(processes[place], spec["name"])
 
-    def rounds(self, running: Dict[str, Arm], line: Any) -> Dict[str, List[Dict[str, Any]]]:
-        """The answers of each arm."""
+    def rounds(self, running: Dict[str, Member], line: Any) -> Dict[str, List[Dict[str, Any]]]:
+        """The answers of each model."""
         line.set_description("one step of each in turn")
         rounds: Dict[str, List[Dict[str, Any]]] = {name: [] for name in running}
         for _ in range(self.args.rounds):
@@ -143,8 +143,8 @@ class Crew:
         return rounds
 
     def alone(self, spec: Dict[str, Any], sizes: Dict[str, Any]) -> Dict[str, Any]:
-        """Bytes of an arm by itself, with the memory that the C library would take, and its launches."""
-        one = self.arm(spec, self.counting)
+        """Bytes of a model by itself, with the memory that the C library would take, and its launches."""
+        one = self.member(spec, self.counting)
         found: Dict[str, Any] = {}
         requests: List[Any] = [("build", spec, sizes), ("begin",), ("memory",), ("count",)]
         for request in requests:
@@ -173,7 +173,7 @@ class Crew:
 
 
 def figures(steps: List[Dict[str, Any]], first: List[Dict[str, Any]], sizes: Dict[str, Any]) -> Dict[str, Any]:
-    """What the steps of an arm come to, beside those of the first arm where all of these are there."""
+    """What the steps of a model come to, beside those of the first model where all of these are there."""
     found: Dict[str, Any] = {"seconds": spread([s["seconds"] for s in steps])}
     if len(first) == len(steps):
         found["time"] = spread([s["seconds"] / f["seconds"] for s, f in zip(steps, first)])

@@ -10,7 +10,7 @@ from luna_tools.benchmark.workloads import Job, dtype_of
 Call = Tuple[Callable[[], Any], List[Any]]
 
 
-def operator(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
+def operator(spec: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
     """Forward and backward, in the dtype of the precision; the gradient of the output is given."""
     import torch
 
@@ -19,7 +19,7 @@ def operator(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
     def numbers(*shape: int) -> Any:
         return torch.randn(shape, device=device, dtype=dtype_of(sizes), requires_grad=True)
 
-    call, leaves = KINDS[arm["kind"]](arm, sizes, rows, numbers)
+    call, leaves = KINDS[spec["kind"]](spec, sizes, rows, numbers)
     gradient: List[Any] = []
 
     def step() -> None:
@@ -31,14 +31,14 @@ def operator(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
     return Job(step, rows * sizes["length"])
 
 
-def product(arm: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
+def product(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
     """f of the paper's section 3.3, x and y of d channels, z of --slots."""
-    form = importlib.import_module(f"fairseq_luna.ops.causal.{arm['form']}")
-    function = getattr(form, f"{arm['form']}_causal_product")
+    form = importlib.import_module(f"fairseq_luna.ops.causal.{spec['form']}")
+    function = getattr(form, f"{spec['form']}_causal_product")
     shape = (rows, sizes["heads"], sizes["length"])
     x, y = (numbers(*shape, sizes["dim"] // sizes["heads"]) for _ in range(2))
     z = numbers(*shape, sizes["slots"])
-    decay = decays(sizes, x.device) if arm["decaying"] else None
+    decay = decays(sizes, x.device) if spec["decaying"] else None
     return lambda: function(x, y, z, decay=decay)[0], [x, y, z]
 
 
@@ -47,31 +47,31 @@ def applied(tensor: Any) -> Callable[[Any], Any]:
     return lambda _: tensor
 
 
-def luna(arm: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
+def luna(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
     """Luna's causal attention between its projections, in the form that the plugin chooses or without kernels."""
     from fairseq_luna.ops import dispatch
     from fairseq_luna.ops.causal.attention import Projections, causal_attention
     from fairseq_luna.ops.projection import Projection
 
-    tensors = [numbers(rows, sizes["length"], sizes["dim"]) for _ in range(4 if arm["untied"] else 3)]
-    pack_query = numbers(rows, sizes["heads"], arm["slots"], sizes["dim"] // sizes["heads"])
+    tensors = [numbers(rows, sizes["length"], sizes["dim"]) for _ in range(4 if spec["untied"] else 3)]
+    pack_query = numbers(rows, sizes["heads"], spec["slots"], sizes["dim"] // sizes["heads"])
     ready = [Projection(prepared=applied(tensor)) for tensor in tensors]
-    projections = Projections(ready[0], ready[1], ready[3] if arm["untied"] else None, ready[2])
-    decay = decays(sizes, pack_query.device) if arm["decaying"] else None
+    projections = Projections(ready[0], ready[1], ready[3] if spec["untied"] else None, ready[2])
+    decay = decays(sizes, pack_query.device) if spec["decaying"] else None
 
     def call() -> Any:
-        with dispatch.using(fused=False if arm["unfused"] else None):
+        with dispatch.using(fused=False if spec["unfused"] else None):
             return causal_attention(tensors[0], pack_query, projections, "softplus", decay=decay)
 
     return call, [*tensors, pack_query]
 
 
-def sdpa(arm: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
+def sdpa(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
     """Softmax attention by torch's fused kernels."""
     import torch
 
     if not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
-        raise Problem(f"torch {torch.__version__} has no fused attention: leave that arm out")
+        raise Problem(f"torch {torch.__version__} has no fused attention: leave that model out")
     tensors = [numbers(rows, sizes["length"], sizes["dim"]) for _ in range(3)]
 
     def call() -> Any:
@@ -82,7 +82,7 @@ def sdpa(arm: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) ->
     return call, tensors
 
 
-def gated_slots(arm: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
+def gated_slots(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
     """flash-linear-attention's gated slot attention with a gate that lets nothing go: two sums and a softmax."""
     import torch
 
@@ -92,7 +92,7 @@ def gated_slots(arm: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: 
     return lambda: chunk_gsa(q, k, v, s, gate)[0].flatten(2), [q, k, v, s]
 
 
-def simple_gla(arm: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
+def simple_gla(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
     """Luna's attention with a decaying mean, from pack weights on, by flash-linear-attention's simple GLA, twice."""
     import torch
 
@@ -116,7 +116,7 @@ def of_fla(module: str, name: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(f"fla.ops.{module}"), name)
     except ImportError as error:
         raise Problem(
-            f"flash-linear-attention cannot be used ({error}): `pip install fla-core`, or leave that arm out"
+            f"flash-linear-attention cannot be used ({error}): `pip install fla-core`, or leave that model out"
         ) from None
 
 

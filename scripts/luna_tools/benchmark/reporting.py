@@ -21,12 +21,12 @@ NOTES = {
 
 
 def tabulate(command: str, results: List[Dict[str, Any]], gpu: bool) -> str:
-    """A table with a line for each arm at each point."""
+    """A table with a line for each model at each point."""
     keys = [key for key in results[0] if key != "arms"]
     decode = command == "decode"
     rate = "sentences a second" if decode else "tokens a second"
     launched = ON_GPU if gpu else IN_TRAINING if command == "train" else ON_CPU
-    head = [*(key.replace("_", " ") for key in keys), "arm", "time", "time, the first = 1 (quartiles)", "speed"]
+    head = [*(key.replace("_", " ") for key in keys), "model", "time", "time, the first = 1 (quartiles)", "speed"]
     head += ["ms a token"] * decode + [rate] + [title + " a token" * decode for _, title, _ in launched]
     head += ["memory", "memory, the first = 1"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -60,8 +60,8 @@ def times(found: Dict[str, Any]) -> List[str]:
 
 
 def show_forms(results: List[Dict[str, Any]]) -> str:
-    """A table of the form that each of the plugin's operators took in each arm, and why it was no kernel."""
-    lines = ["| at | arm | operator | form | why no kernel |", "|---|---|---|---|---|"]
+    """A table of the form that each of the plugin's operators took in each model, and why it was no kernel."""
+    lines = ["| at | model | operator | form | why no kernel |", "|---|---|---|---|---|"]
     for result in results:
         place = show_point(result)
         for name, found in result["arms"].items():

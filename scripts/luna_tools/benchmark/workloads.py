@@ -1,4 +1,4 @@
-"""What the arms of scripts/benchmark.py do in a step: train, translate, encode."""
+"""What the models of scripts/benchmark.py do in a step: train, translate, encode."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from luna_tools.benchmark.counting import OPTIMISER
 
 
 class Job(NamedTuple):
-    """An arm that is ready to work.
+    """A model that is ready to work.
 
     Attributes:
         step: does it once; gives parts of its time, by name, or None.
@@ -42,7 +42,7 @@ def synchronise(device: Any) -> None:
         torch.cuda.synchronize()
 
 
-def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, Any]:
+def build(spec: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, Any]:
     """A model as fairseq-train would build it, with its task, configuration and arguments."""
     from fairseq import options, tasks
     from fairseq.data import Dictionary
@@ -50,7 +50,7 @@ def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, An
 
     if sizes["dim"] % sizes["heads"]:
         raise Problem(f"--heads {sizes['heads']} does not divide --dim {sizes['dim']}")
-    words = ["data", "--arch", arm["arch"], "--share-all-embeddings", "--task", "translation"]
+    words = ["data", "--arch", spec["arch"], "--share-all-embeddings", "--task", "translation"]
     words += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--optimizer", "adam"]
     words += ["--lr", "1e-4", "--dropout", str(sizes["dropout"])]
     for flag in "max-source-positions", "max-target-positions":
@@ -64,12 +64,12 @@ def build(arm: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, An
             ("attention-heads", "heads"),
         ):
             # an architecture of the user's keeps its feed-forward, which it may have chosen for as many parameters
-            if key != "ffn" or "user_dir" not in arm:
+            if key != "ffn" or "user_dir" not in spec:
                 words += [f"--{side}-{name}", str(sizes[key])]
     parser = options.get_training_parser()
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
-            args = options.parse_args_and_arch(parser, words + arm["options"])
+            args = options.parse_args_and_arch(parser, words + spec["options"])
         except SystemExit:
             raise Problem(said.getvalue().strip().splitlines()[-1]) from None
     args.source_lang, args.target_lang = "en", "de"
@@ -98,7 +98,7 @@ def sentences(rows: int, length: int, sizes: Dict[str, Any], left_pad: bool) -> 
     return tokens
 
 
-def training(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
+def training(spec: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
     """An update of a translation model as fairseq's Trainer makes it: forward, label-smoothed loss, backward, clipping,
     Adam; below 32 bits with its own optimiser around that, which keeps the parameters in float32 besides."""
     import torch
@@ -106,7 +106,7 @@ def training(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
 
     if sizes["precision"] == "fp16" and device.type != "cuda":
         raise Problem("fairseq trains in fp16 on a GPU alone, where its FP16Optimizer keeps the parameters: take bf16")
-    model, task, cfg, _ = build(arm, sizes)
+    model, task, cfg, _ = build(spec, sizes)
     model.to(device, dtype_of(sizes)).train()
     criterion = task.build_criterion(cfg.criterion)
     parameters = list(model.parameters())
@@ -149,12 +149,12 @@ def training(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
     return Job(step, sample["ntokens"], first=6 if device.type == "cuda" else 1)
 
 
-def decoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
+def decoding(spec: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
     """Beam search of a batch to exactly `out_length` tokens, by fairseq's own generator."""
     source = sentences(sizes["batch"], sizes["length"], sizes, left_pad=True)
-    if arm["arch"] == "ctranslate2":
-        return ctranslate2(arm, sizes, source, device)
-    model, task, cfg, _ = build(arm, sizes)
+    if spec["arch"] == "ctranslate2":
+        return ctranslate2(spec, sizes, source, device)
+    model, task, cfg, _ = build(spec, sizes)
     model.to(device, dtype_of(sizes)).eval()
     cfg.common_eval.path = "model.pt"  # as in fairseq's commands: nothing here shows attention
     cfg.generation.beam, cfg.generation.max_len_a = sizes["beam"], 0
@@ -190,28 +190,28 @@ def searching(search: Callable[[int], Any], sizes: Dict[str, Any]) -> Job:
     return Job(lambda: search(sizes["out_length"]), sizes["batch"], "sentences", search=search)
 
 
-def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any, device: Any) -> Job:
+def ctranslate2(spec: Dict[str, Any], sizes: Dict[str, Any], source: Any, device: Any) -> Job:
     """The same search by CTranslate2 on fairseq's Transformer."""
     try:
         import ctranslate2 as library
     except ImportError:
-        raise Problem("CTranslate2 is not installed: `pip install ctranslate2`, or leave that arm out") from None
+        raise Problem("CTranslate2 is not installed: `pip install ctranslate2`, or leave that model out") from None
     import torch
 
-    model, task, _, args = build({**arm, "arch": "transformer"}, sizes)
+    model, task, _, args = build({**spec, "arch": "transformer"}, sizes)
     with TemporaryDirectory() as name:
         folder = Path(name)
         for lang in "en", "de":
             task.source_dictionary.save(str(folder / f"dict.{lang}.txt"))
         torch.save({"args": args, "model": model.state_dict()}, folder / "model.pt")
         converter = library.converters.FairseqConverter(str(folder / "model.pt"), str(folder))
-        converter.convert(str(folder / "converted"), quantization=arm["quantization"])
+        converter.convert(str(folder / "converted"), quantization=spec["quantization"])
         translator = library.Translator(
             str(folder / "converted"),
             device=device.type,
             inter_threads=1,
             intra_threads=sizes["threads"],
-            compute_type=arm["quantization"],
+            compute_type=spec["quantization"],
         )
     del model
     words = task.source_dictionary.symbols
@@ -227,20 +227,20 @@ def ctranslate2(arm: Dict[str, Any], sizes: Dict[str, Any], source: Any, device:
     return searching(search, sizes)
 
 
-def encoding(arm: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
+def encoding(spec: Dict[str, Any], sizes: Dict[str, Any], device: Any) -> Job:
     """Forward and backward of a classifier of bytes: the encoder and a mean, as in the paper's table of speed."""
     import torch
 
-    model, *_ = build(arm, sizes)
+    model, *_ = build(spec, sizes)
     encoder = model.encoder.to(device, dtype_of(sizes)).train()
     rows = max(1, sizes["tokens"] // sizes["length"])
     tokens = torch.randint(4, sizes["vocab"], (rows, sizes["length"]), device=device)
-    if "fused" in arm:
-        if arm["fused"] and not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
-            raise Problem(f"torch {torch.__version__} has no fused attention: leave that arm out")
+    if "fused" in spec:
+        if spec["fused"] and not hasattr(torch.nn.functional, "scaled_dot_product_attention"):
+            raise Problem(f"torch {torch.__version__} has no fused attention: leave that model out")
         for layer in encoder.layers:
             # the way through torch's fused attention, or fairseq's own through the n x n matrix
-            layer.self_attn.skip_embed_dim_check = not arm["fused"]
+            layer.self_attn.skip_embed_dim_check = not spec["fused"]
     lengths = torch.full((rows,), sizes["length"], device=device)
 
     def encode() -> Any:

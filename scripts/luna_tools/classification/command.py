@@ -1,8 +1,8 @@
-"""Train classifiers of long texts, the same for every arm, and compare them; or classify texts with --model.
+"""Train classifiers of long texts, several models in the same way, and compare them; or classify texts with --model.
 
 DATASET is help (pages of the embedded corpus), listops, listops-short, imdb (a download of 84 MB), or a folder that one
 of data-prep/'s scripts made. OUT/report.md holds the table, results.json every figure. They are written anew after each
-training, and the same command goes on where it was; more --arms, --length or --seeds add to what is there.
+training, and the same command goes on where it was; more --models, --length or --seeds add to what is there.
 
     bash scripts/classify.sh help --out runs/classify
     echo "Insert a chart into the sheet." | bash scripts/classify.sh --model runs/classify/1000/luna-16/seed1"""
@@ -15,7 +15,7 @@ from typing import Any, Dict
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, write_json
 from luna_tools.classification.report import GUESS, report
-from luna_tools.console import count, entry, go_on_later, teller
+from luna_tools.console import Former, count, entry, go_on_later, teller
 from luna_tools.machine import import_plugin
 from luna_tools.processes import python, run
 from luna_tools.progress import TrainingLog
@@ -24,7 +24,7 @@ from luna_tools.training.trainings import begin, commands, measured, training
 
 say = teller("classify")
 
-ARMS: Dict[str, Dict[str, Any]] = {
+MODELS: Dict[str, Dict[str, Any]] = {
     "transformer": {"model.encoder_self_attention": "softmax"},
     "linformer": {"model.encoder_self_attention": "linformer"},
     "luna-16": {"model.projection_length": 16},
@@ -38,8 +38,8 @@ DATASETS = {
     "listops-short": ("prepare_listops", ["--short"], False),
     "imdb": ("prepare_imdb", [], True),
 }
-USUAL: Dict[str, Any] = {"arms": list(ARMS), "length": [1000], "updates": 600, "size": "tiny"}
-QUICK = {"arms": ["transformer", "luna-16"], "length": [1000], "updates": 10, "size": "tiny"}
+USUAL: Dict[str, Any] = {"models": list(MODELS), "length": [1000], "updates": 600, "size": "tiny"}
+QUICK = {"models": ["transformer", "luna-16"], "length": [1000], "updates": 10, "size": "tiny"}
 SIZES = {"tiny": "luna_classifier_tiny", "text": "luna_classifier_text", "listops": "luna_classifier_listops"}
 VALIDATIONS = 6
 # what a result tells of its data, of their manifest
@@ -61,13 +61,14 @@ def parse_args() -> argparse.Namespace:
         prog="classify.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", nargs="?", metavar="DATASET", help=f"{', '.join(DATASETS)}, or a folder")
-    parser.add_argument(
-        "--arms",
+    models = parser.add_argument(
+        "--models",
         nargs="+",
-        choices=ARMS,
+        choices=MODELS,
         metavar="NAME",
-        help=f"of {', '.join(ARMS)}: softmax attention, Linformer's, and Luna's by its slots (default all)",
+        help=f"of {', '.join(MODELS)}: softmax attention, Linformer's, and Luna's by its slots (default all)",
     )
+    parser.add_argument("--arms", action=Former, now=models)
     parser.add_argument(
         "--length", nargs="+", type=count, metavar="N", help="bytes of a text of help and imdb (default 1000)"
     )
@@ -78,14 +79,14 @@ def parse_args() -> argparse.Namespace:
         choices=SIZES,
         help="of the models: tiny is for a CPU, text and listops are the long-range arena's (default tiny)",
     )
-    parser.add_argument("--quick", action="store_true", help="two arms and few updates: a trial")
+    parser.add_argument("--quick", action="store_true", help="two models and few updates: a trial")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/classify-DATASET")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     parser.add_argument(
         "--model",
         type=Path,
         metavar="RUN",
-        help="classify: each line of standard input, its class and the probability; RUN is OUT/LENGTH/ARM/seedN",
+        help="classify: each line of standard input, its class and the probability; RUN is OUT/LENGTH/MODEL/seedN",
     )
     args = parser.parse_args()
     if not args.model and not args.dataset:
@@ -103,7 +104,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class Classifiers:
-    """All trainings: OUT/LENGTH/ARM/seedN each, as train.sh writes it, with result.json beside its log."""
+    """All trainings: OUT/LENGTH/MODEL/seedN each, as train.sh writes it, with result.json beside its log."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out = args, args.out
@@ -113,16 +114,16 @@ class Classifiers:
         settings = {"dataset": args.dataset, "--updates": args.updates, "--size": args.size}
         begin(self.out, settings)
         import_plugin()
-        # seed by seed, so that what is cut short has compared all arms
-        places = [(length, arm, seed) for seed in args.seeds for length in args.length for arm in args.arms]
-        for number, (length, arm, seed) in enumerate(places, 1):
+        # seed by seed, so that what is cut short has compared all models
+        places = [(length, name, seed) for seed in args.seeds for length in args.length for name in args.models]
+        for number, (length, name, seed) in enumerate(places, 1):
             data = self.prepared(length)
             longest = read_json(data / "manifest.json")["longest text, in tokens"]
-            place = self.out / str(longest) / arm / f"seed{seed}"
-            say(f"[{number}/{len(places)}] {arm}, {longest:,} tokens, seed {seed}")
+            place = self.out / str(longest) / name / f"seed{seed}"
+            say(f"[{number}/{len(places)}] {name}, {longest:,} tokens, seed {seed}")
             if not (place / "result.json").exists():
-                self.train(place, data, longest, arm, seed)
-                write_json(place / "result.json", self.measure(place, data, longest, arm, seed))
+                self.train(place, data, longest, name, seed)
+                write_json(place / "result.json", self.measure(place, data, longest, name, seed))
             self.write_report()
         print("\n" + (self.out / "report.md").read_text(encoding="utf-8"))
         say(f"everything is in {self.out}, the figures in results.json")
@@ -139,12 +140,12 @@ class Classifiers:
             run(python(f"luna_data.classification.{script}", *words, "--out", data), self.out / "prepare.log")
         return data
 
-    def train(self, place: Path, data: Path, longest: int, arm: str, seed: int) -> None:
+    def train(self, place: Path, data: Path, longest: int, name: str, seed: int) -> None:
         updates = self.args.updates
         interval = max(-(-updates // VALIDATIONS), min(updates, 50))
         settings = {
             "model": SIZES[self.args.size],
-            **ARMS[arm],
+            **MODELS[name],
             "common.seed": seed,
             "common.log_interval": min(10, interval),
             "task.max_source_positions": longest,
@@ -155,16 +156,16 @@ class Classifiers:
         }
         training("classifier", place, data, settings, self.args.cpu).run()
 
-    def measure(self, place: Path, data: Path, longest: int, arm: str, seed: int) -> Dict[str, Any]:
+    def measure(self, place: Path, data: Path, longest: int, name: str, seed: int) -> Dict[str, Any]:
         """The figures of a training, and the accuracy of its best model on the test set."""
         log = TrainingLog.read(place / "train.log")
         right, texts = tested(place, data, self.args.cpu)
-        say(f"{arm}, {longest:,} tokens, seed {seed}: {100 * right / texts:.2f} % of {texts:,} right")
+        say(f"{name}, {longest:,} tokens, seed {seed}: {100 * right / texts:.2f} % of {texts:,} right")
         return {
-            "arm": arm,
+            "arm": name,  # as earlier versions call it
             "length": longest,
             "seed": seed,
-            "overrides": ARMS[arm],
+            "overrides": MODELS[name],
             "accuracy": right / texts,
             "texts": texts,
             "data": {key: value for key, value in read_json(data / "manifest.json").items() if key in OF_DATA},
@@ -173,7 +174,7 @@ class Classifiers:
 
     def write_report(self) -> None:
         found = [read_json(path) for path in self.out.glob("*/*/seed*/result.json")]
-        found.sort(key=lambda result: (result["length"], list(ARMS).index(result["arm"]), result["seed"]))
+        found.sort(key=lambda result: (result["length"], list(MODELS).index(result["arm"]), result["seed"]))
         settings = read_json(self.out / "settings.json")
         report(
             self.out,
@@ -191,7 +192,10 @@ def load(place: Path, data: Path) -> Any:
 
     path = place / "checkpoints" / "checkpoint_best.pt"
     if not path.is_file():
-        raise Problem(f"there is no {path}: give --model the folder of a training, OUT/LENGTH/ARM/seedN")
+        raise Problem(
+            f"there is no {path}: give --model the folder of a training, OUT/LENGTH/MODEL/seedN; "
+            "--models chooses what is trained"
+        )
     overrides = {"data": str((data / "data-bin").resolve())}
     (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], arg_overrides=overrides)
     return model.eval(), task

@@ -6,11 +6,11 @@ from typing import Any, Dict, List, Optional
 
 from fairseq_luna.files import write_json, write_text
 from luna_tools.machine import names_of
-from luna_tools.plots import draw_arms
+from luna_tools.plots import draw_by_tokens
 from luna_tools.tables import table_of
 
 GUESS = "always guessing the largest class gives"  # in a manifest
-HEADS = "tokens", "arm", "parameters", "accuracy, %", "seeds", "time of an update", "memory"
+HEADS = "tokens", "model", "parameters", "accuracy, %", "seeds", "time of an update", "memory"
 
 
 def report(out: Path, results: Dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def report(out: Path, results: Dict[str, Any]) -> None:
     notes = [told(runs), *dict.fromkeys(of_data(run["data"]) for run in runs)]
     if len({run["length"] for run in runs}) > 1:
         picture = out / "accuracy.png"
-        draw_arms(
+        draw_by_tokens(
             runs, "length", lambda run: 100 * run["accuracy"], picture, "length, tokens", "accuracy on the test set, %"
         )
         notes.append("![Accuracy by length](accuracy.png)")
@@ -34,18 +34,18 @@ def report(out: Path, results: Dict[str, Any]) -> None:
 
 
 def rows(runs: List[Dict[str, Any]]) -> List[List[str]]:
-    """A row for each length and arm."""
+    """A row for each length and model."""
     table = []
     for length in dict.fromkeys(run["length"] for run in runs):
-        arms = groups([run for run in runs if run["length"] == length])
-        base = arms.get("transformer")
-        for arm, found in arms.items():
+        models = groups([run for run in runs if run["length"] == length])
+        base = models.get("transformer")
+        for model, found in models.items():
             accuracies = [100 * run["accuracy"] for run in found]
             spread = f" ({min(accuracies):.2f}-{max(accuracies):.2f})" if len(found) > 1 else ""
             table.append(
                 [
                     f"{length:,}",
-                    arm,
+                    model,
                     f"{found[0]['parameters']:,}",
                     f"{statistics.mean(accuracies):.2f}{spread}",
                     ", ".join(str(run["seed"]) for run in found),
@@ -57,7 +57,7 @@ def rows(runs: List[Dict[str, Any]]) -> List[List[str]]:
 
 
 def groups(runs: List[Dict[str, Any]]) -> Dict[str, List[Dict[str, Any]]]:
-    return {arm: [run for run in runs if run["arm"] == arm] for arm in dict.fromkeys(run["arm"] for run in runs)}
+    return {model: [run for run in runs if run["arm"] == model] for model in dict.fromkeys(run["arm"] for run in runs)}
 
 
 def ratio(found: List[Dict[str, Any]], base: Optional[List[Dict[str, Any]]], of: Any) -> str:
@@ -71,7 +71,7 @@ def told(runs: List[Dict[str, Any]]) -> str:
     machines = names_of(run["machine"] for run in runs)
     return (
         "Accuracy on the test set, of the model that is best in validation; the mean of the seeds, with the lowest and "
-        "the highest. Time and memory are those of the training process, the Transformer's is 1; the arms were "
+        "the highest. Time and memory are those of the training process, the Transformer's is 1; the models were "
         f"trained one after the other, on {machines}. `scripts/benchmark.py length` measures them in turn."
     )
 

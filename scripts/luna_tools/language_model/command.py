@@ -1,8 +1,8 @@
 """Train language models on one side of the embedded corpus, measure their perplexity, and let them write.
 
-Every arm gets the same text, updates and batches. OUT/report.md holds the table, results.json every figure,
+Every model gets the same text, updates and batches. OUT/report.md holds the table, results.json every figure,
 continuations.txt what the models wrote. They are written anew after each training, and the same command goes on where
-it was; more --arms, --context or --seeds add to what is there."""
+it was; more --models, --context or --seeds add to what is there."""
 
 import argparse
 import math
@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, sha256, whole, write_json, write_text
 from fairseq_luna.text.recipes import SentencePiece
-from luna_tools.console import count, entry, go_on_later, teller
+from luna_tools.console import Former, count, entry, go_on_later, teller
 from luna_tools.language_model.report import report
 from luna_tools.language_model.use import continuations, perplexity, window_of
 from luna_tools.machine import import_plugin
@@ -24,7 +24,7 @@ from luna_tools.training.trainings import begin, commands, measured, training
 
 say = teller("language-model")
 
-ARMS = {
+MODELS = {
     "luna-decaying": {"model": "luna_lm_tiny"},
     "luna-uniform": {"model": "luna_lm_tiny", "model.causal_mean": "uniform"},
     "transformer": {"model": "transformer_lm_tiny"},
@@ -36,8 +36,8 @@ VOCABULARY = 4000  # pieces
 WARMUP = 200  # updates; at most a quarter of the training
 VALIDATIONS, LEAST_INTERVAL = 10, 20  # of a training; updates from one to the next
 CONTINUATIONS = 10
-USUAL: Dict[str, Any] = {"arms": ["luna-decaying"], "context": [512], "updates": 1500}
-QUICK = {"arms": ["luna-decaying", "transformer"], "context": [64], "updates": 20}
+USUAL: Dict[str, Any] = {"models": ["luna-decaying"], "context": [512], "updates": 1500}
+QUICK = {"models": ["luna-decaying", "transformer"], "context": [64], "updates": 20}
 
 
 def main() -> None:
@@ -51,14 +51,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="language-model.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--arms",
+    models = parser.add_argument(
+        "--models",
         nargs="+",
-        choices=ARMS,
+        choices=MODELS,
         metavar="NAME",
-        help=f"of {', '.join(ARMS)}: luna_lm_tiny, the same with the paper's uniform mean, fairseq's transformer_lm of "
-        f"that size (default {' '.join(USUAL['arms'])})",
+        help=f"of {', '.join(MODELS)}: luna_lm_tiny, the same with the paper's uniform mean, fairseq's transformer_lm "
+        f"of that size (default {' '.join(USUAL['models'])})",
     )
+    parser.add_argument("--arms", action=Former, now=models)
     parser.add_argument(
         "--context",
         nargs="+",
@@ -81,7 +82,7 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE",
         help="lines to be continued (default: the first three words of ten lines of the test set)",
     )
-    parser.add_argument("--quick", action="store_true", help="two arms, one short context and few updates: a trial")
+    parser.add_argument("--quick", action="store_true", help="two models, one short context and few updates: a trial")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/language-model, or -quick after it")
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     args = parser.parse_args()
@@ -101,7 +102,7 @@ def context(word: str) -> int:
 
 
 class LanguageModels:
-    """All trainings: OUT/ARM/contextN-seedM each, as train.sh writes it, with result.json beside its log."""
+    """All trainings: OUT/MODEL/contextN-seedM each, as train.sh writes it, with result.json beside its log."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out, self.data = args, args.out, args.out / "data"
@@ -116,16 +117,15 @@ class LanguageModels:
             self.prepare()
         self.check_beginnings()
         import_plugin()
-        # seed by seed, so that what is cut short has compared all arms
-        places = [
-            (arm, tokens, seed) for seed in self.args.seeds for tokens in self.args.context for arm in self.args.arms
-        ]
-        for number, (arm, tokens, seed) in enumerate(places, 1):
-            say(f"[{number}/{len(places)}] {arm}, context {tokens:,}, seed {seed}")
-            place = self.out / arm / f"context{tokens}-seed{seed}"
+        # seed by seed, so that what is cut short has compared all models
+        args = self.args
+        places = [(name, tokens, seed) for seed in args.seeds for tokens in args.context for name in args.models]
+        for number, (name, tokens, seed) in enumerate(places, 1):
+            say(f"[{number}/{len(places)}] {name}, context {tokens:,}, seed {seed}")
+            place = self.out / name / f"context{tokens}-seed{seed}"
             if not (place / "result.json").exists():
-                self.train(place, arm, tokens, seed)
-                found = self.measure(place, arm, tokens, seed)
+                self.train(place, name, tokens, seed)
+                found = self.measure(place, name, tokens, seed)
                 write_json(place / "result.json", found)
             self.write_report()
         print("\n" + (self.out / "report.md").read_text(encoding="utf-8"))
@@ -173,12 +173,12 @@ class LanguageModels:
             facts["lines"] = {split: len(lines) for split, lines in texts.items()}
             write_json(folder / "manifest.json", facts)
 
-    def train(self, place: Path, arm: str, tokens: int, seed: int) -> None:
+    def train(self, place: Path, name: str, tokens: int, seed: int) -> None:
         """What `train.sh language_model` does: it goes on from the last checkpoint, and ends where all is done."""
         updates = self.args.updates
         interval = max(LEAST_INTERVAL, math.ceil(updates / VALIDATIONS))
         settings = {
-            **ARMS[arm],
+            **MODELS[name],
             "common.seed": seed,
             "common.log_interval": max(1, min(10, updates // 4)),
             "task.tokens_per_sample": tokens,
@@ -189,21 +189,21 @@ class LanguageModels:
         }
         training(CONFIG, place, self.data, settings, self.args.cpu).run()
 
-    def measure(self, place: Path, arm: str, tokens: int, seed: int) -> Dict[str, Any]:
+    def measure(self, place: Path, name: str, tokens: int, seed: int) -> Dict[str, Any]:
         """The figures of a training, its perplexity on the test set, and what its model writes."""
         begun, recipe, lines = place / "beginnings", self.recipe(), self.beginnings()
         write_text(begun, "".join(" ".join(line) + "\n" for line in recipe.encode(lines)))
-        model = self.data / "data-bin", place / "checkpoints" / "checkpoint_best.pt", tokens, self.args.cpu
+        trained = self.data / "data-bin", place / "checkpoints" / "checkpoint_best.pt", tokens, self.args.cpu
         say(f"measuring perplexity, each token after at least {window_of(tokens):,} others of the test set")
-        found, measuring = perplexity(*model)
-        written, sampling = continuations(*model, begun)
+        found, measuring = perplexity(*trained)
+        written, sampling = continuations(*trained, begun)
         log = TrainingLog.read(place / "train.log")
-        say(f"{arm}, context {tokens:,}, seed {seed}: perplexity {found:.2f}, {log.parameters:,} parameters")
+        say(f"{name}, context {tokens:,}, seed {seed}: perplexity {found:.2f}, {log.parameters:,} parameters")
         return {
-            "arm": arm,
+            "arm": name,  # as earlier versions call it
             "context": tokens,
             "seed": seed,
-            "overrides": ARMS[arm],
+            "overrides": MODELS[name],
             "perplexity": found,
             "context window": window_of(tokens),
             "best valid nll (nats per piece)": round(min(log.valid.values()), 4),
@@ -236,7 +236,7 @@ class LanguageModels:
 
     def write_report(self) -> None:
         found = [read_json(path) for path in self.out.glob("*/context*-seed*/result.json")]
-        found.sort(key=lambda result: (result["context"], list(ARMS).index(result["arm"]), result["seed"]))
+        found.sort(key=lambda result: (result["context"], list(MODELS).index(result["arm"]), result["seed"]))
         settings = read_json(self.out / "settings.json")
         data = read_json(self.data / "manifest.json")
         report(

@@ -5,10 +5,10 @@ from typing import Any, Dict, List
 
 from fairseq_luna.files import write_json, write_text
 from luna_tools.machine import names_of
-from luna_tools.plots import draw_arms
+from luna_tools.plots import draw_by_tokens
 from luna_tools.tables import table_of
 
-HEADS = "arm", "context", "seed", "parameters", "perplexity", "updates", "tokens/s", "peak memory"
+HEADS = "model", "context", "seed", "parameters", "perplexity", "updates", "tokens/s", "peak memory"
 
 
 def report(out: Path, results: Dict[str, Any]) -> None:
@@ -24,7 +24,7 @@ def report(out: Path, results: Dict[str, Any]) -> None:
     notes = [notes_on(runs)]
     if len({run["context"] for run in runs}) > 1:
         picture, across = out / "perplexity.png", "context in training, tokens"
-        draw_arms(
+        draw_by_tokens(
             runs, "context", lambda run: run["perplexity"], picture, across, "perplexity per piece of the test set"
         )
         notes.append("![Perplexity by context](perplexity.png)")

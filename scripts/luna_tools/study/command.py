@@ -1,18 +1,18 @@
 """Train several models on the same data with the same updates, batches and seeds, translate, score, and report.
 
-STUDY is a YAML of configs/compare/, or the path of one of your own: the arms by name, what they share and the seeds.
+STUDY is a YAML of configs/compare/, or the path of one of your own: the models by name, what they share and the seeds.
 OUT/report.md holds the table (parameters, speed, memory, loss, scores with their signatures, paired test against the
 baseline), learning-curves.png and bleu-by-length.png the pictures, report.json every figure. It is written anew after
 each validation and each translation. The same command continues where it was.
 
-With --minutes all of it takes about so long: the arms are tried first, and all make as many updates as fit the time."""
+With --minutes all of it takes about so long: the models are tried first, and all make as many updates as fit."""
 
 import argparse
 import time
 from pathlib import Path
 
 from fairseq_luna.errors import Problem
-from luna_tools.console import count, entry, go_on_later
+from luna_tools.console import Former, count, entry, go_on_later
 from luna_tools.data.packed import pack, unpacked
 from luna_tools.run_folder import alone
 from luna_tools.study.definition import read_study
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="for all arms, right after STUDY: optimization.max_update=1000",
+        help="for all models, right after STUDY: optimization.max_update=1000",
     )
     parser.add_argument(
         "--data",
@@ -59,9 +59,10 @@ def parse_args() -> argparse.Namespace:
         "--start",
         type=Path,
         metavar="DIR",
-        help="the --out of another study, with whose models of the same arms and seeds the trainings begin",
+        help="the --out of another study: each training begins with what the same model and seed became there",
     )
-    parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these, and the baseline")
+    models = parser.add_argument("--models", nargs="+", metavar="NAME", help="only these, and the baseline")
+    parser.add_argument("--arms", action=Former, now=models)
     parser.add_argument("--seeds", nargs="+", type=seed, metavar="N", help="default: those of the study")
     parser.add_argument(
         "--at-once",

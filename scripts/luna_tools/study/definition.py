@@ -1,4 +1,4 @@
-"""A study for compare.sh: its YAML, read and checked, and what the trainings of its arms are told."""
+"""A study for compare.sh: its YAML, read and checked, and what the trainings of its models are told."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from fairseq_luna.errors import Problem
+from luna_tools.console import tell_name
 from luna_tools.paths import REPO
 from luna_tools.training.run import Training
 from luna_tools.training.settings import text as hydra_text
@@ -13,7 +14,7 @@ from luna_tools.training.settings import text as hydra_text
 STUDIES = REPO / "configs" / "compare"
 DECODING = {"beam": 5, "lenpen": 1.0, "max_tokens": 4096}
 KINDS = {list: "list of numbers, such as [1, 2, 3]", dict: "table, such as {key: value}"}
-KEYS = {"config", "overrides", "average", "decoding", "seeds", "baseline", "arms"}
+KEYS = {"config", "overrides", "average", "decoding", "seeds", "baseline", "models"}
 
 
 def read_study(name: str) -> Dict[str, Any]:
@@ -24,8 +25,8 @@ def read_study(name: str) -> Dict[str, Any]:
     """
     path = find(name)
     study = load(path)
-    check_arms(path, study["arms"])
-    names = [arm["name"] for arm in study["arms"]]
+    check_models(path, study["models"])
+    names = [model["name"] for model in study["models"]]
     study.setdefault("config", "quickstart")
     Training.find_config(str(study["config"]))
     study.setdefault("baseline", names[0])
@@ -36,7 +37,7 @@ def read_study(name: str) -> Dict[str, Any]:
     if not study["seeds"]:
         raise Problem(f"{path}: there must be a seed")
     if study["baseline"] not in names:
-        raise Problem(f"{path}: the baseline {study['baseline']} is none of the arms: {', '.join(names)}")
+        raise Problem(f"{path}: the baseline {study['baseline']} is none of the models: {', '.join(names)}")
     return study
 
 
@@ -50,7 +51,7 @@ def find(name: str) -> Path:
 
 
 def load(path: Path) -> Dict[str, Any]:
-    """What the YAML says, with a list of arms at least."""
+    """What the YAML says, with a list of models at least."""
     from omegaconf import OmegaConf
     from yaml import YAMLError
 
@@ -58,34 +59,40 @@ def load(path: Path) -> Dict[str, Any]:
         study: Any = OmegaConf.to_container(OmegaConf.load(str(path)))
     except (YAMLError, UnicodeDecodeError) as error:
         raise Problem(f"{path} is no YAML: {error}") from None
-    if not isinstance(study, dict) or not study.get("arms") or not isinstance(study["arms"], list):
-        raise Problem(f"{path} has no list of arms: see {STUDIES / 'quickstart.yaml'} for the form")
+    if isinstance(study, dict) and "arms" in study and "models" not in study:
+        study["models"] = study.pop("arms")
+        tell_name(f"{path}: arms", "models")
+    if not isinstance(study, dict) or not study.get("models") or not isinstance(study["models"], list):
+        raise Problem(f"{path} has no list of models: see {STUDIES / 'quickstart.yaml'} for the form")
     unknown = sorted(set(study) - KEYS)
     if unknown:
         raise Problem(f"{path} has {', '.join(unknown)}, which no study has; possible are {', '.join(sorted(KEYS))}")
     return study
 
 
-def check_arms(path: Path, arms: List[Any]) -> None:
-    for arm in arms:
-        wrong = not isinstance(arm, dict) or not {"name", "arch"} <= set(arm) <= {"name", "arch", "overrides"}
+def check_models(path: Path, models: List[Any]) -> None:
+    for model in models:
+        wrong = not isinstance(model, dict) or not {"name", "arch"} <= set(model) <= {"name", "arch", "overrides"}
         if wrong:
-            raise Problem(f"{path}: an arm has a name, an arch and perhaps overrides, but here is {arm}")
-        if not isinstance(arm["name"], str) or not re.search(r"\w", arm["name"]):
-            raise Problem(f"{path}: the name of an arm must be text with a letter or a digit, but is {arm['name']!r}")
-        if not (REPO / "configs" / "model" / f"{arm['arch']}.yaml").exists():
+            raise Problem(f"{path}: a model has a name, an arch and perhaps overrides, but here is {model}")
+        if not isinstance(model["name"], str) or not re.search(r"\w", model["name"]):
+            raise Problem(
+                f"{path}: the name of a model must be text with a letter or a digit, but is {model['name']!r}"
+            )
+        if not (REPO / "configs" / "model" / f"{model['arch']}.yaml").exists():
             known = ", ".join(sorted(path.stem for path in (REPO / "configs" / "model").glob("*.yaml")))
-            raise Problem(f"{path}: arch {arm['arch']} of {arm['name']} is not in configs/model/; possible are {known}")
-    names = [arm["name"] for arm in arms]
+            told = f"arch {model['arch']} of {model['name']} is not in configs/model/"
+            raise Problem(f"{path}: {told}; possible are {known}")
+    names = [model["name"] for model in models]
     if "data" in map(folder, names):
-        raise Problem(f"{path}: no arm can be named data: that folder is for the data of the study")
+        raise Problem(f"{path}: no model can be named data: that folder is for the data of the study")
     if len({folder(name) for name in names}) < len(names):
-        raise Problem(f"{path}: two arms share a name: {', '.join(names)}")
+        raise Problem(f"{path}: two models share a name: {', '.join(names)}")
 
 
 def check_kinds(path: Path, study: Dict[str, Any]) -> None:
     kinds = ("seeds", list, int), ("overrides", dict, object), ("decoding", dict, object)
-    for owner in [study, *study["arms"]]:
+    for owner in [study, *study["models"]]:
         for key, kind, inner in kinds:
             value = owner.get(key, kind())
             if not isinstance(value, kind) or not all(isinstance(each, inner) for each in value):
@@ -93,7 +100,8 @@ def check_kinds(path: Path, study: Dict[str, Any]) -> None:
         for key, value in owner.get("overrides", {}).items():
             if key == "model" or isinstance(value, dict):
                 raise Problem(
-                    f"{path}: {key}: {value} is no override: write each as model.dropout: 0.1, an arm's model as arch"
+                    f"{path}: {key}: {value} is no override: write each as model.dropout: 0.1, and the architecture as "
+                    "arch"
                 )
 
 
@@ -111,19 +119,19 @@ def check_decoding(path: Path, study: Dict[str, Any]) -> None:
 
 
 def folder(name: str) -> str:
-    """The name of an arm as that of a folder."""
+    """The name of a model as that of a folder."""
     return re.sub(r"[^\w.=+-]+", "-", name).strip("-.")
 
 
-def words_of(study: Dict[str, Any], arm: dict, seed: int, limits: Dict[str, Any], given: Sequence[str]) -> List[str]:
+def words_of(study: Dict[str, Any], model: dict, seed: int, limits: Dict[str, Any], given: Sequence[str]) -> List[str]:
     """The overrides of a training, as words for train.sh; of those for one key the last counts.
 
     Args:
         limits: how long the training is, where that is not as the study says.
-        given: KEY=VALUE for all arms.
+        given: KEY=VALUE for all models.
     """
-    shared, own = study.get("overrides", {}), arm.get("overrides", {})
-    overrides = {**shared, "model": arm["arch"], **own, **limits}
+    shared, own = study.get("overrides", {}), model.get("overrides", {})
+    overrides = {**shared, "model": model["arch"], **own, **limits}
     words = [f"{key}={hydra_value(value)}" for key, value in overrides.items()]
     return [*words, *given, f"common.seed={seed}"]
 

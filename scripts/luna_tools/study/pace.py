@@ -1,8 +1,8 @@
 """How many updates the trainings of a study can make in a number of minutes, for compare.sh --minutes.
 
-Each arm has a trial: a training of its own settings, beside as many others as the trainings will have, that validates
-and saves once. It runs until all arms of the trial have been measured, so that none is measured with less company. Then
-its model, which has learnt little and so writes as much as it may, translates a part of the first test set."""
+Each model has a trial: a training of its own settings, beside as many others as the trainings will have, that validates
+and saves once. It runs until all models of the trial have been measured, so that none is measured with less company.
+Then the model, which has learnt little and so writes as much as it may, translates a part of the first test set."""
 
 import heapq
 import math
@@ -26,7 +26,7 @@ from luna_tools.study.scores import SCORES, Scorer
 from luna_tools.study.trainings import Devices, Trainer, reason
 from luna_tools.training.average import average_last
 
-TRIAL = ".trial"  # the folder, in that of the study; no arm has such a name
+TRIAL = ".trial"  # the folder, in that of the study; no model has such a name
 WARM = 60  # updates of a trial before it validates and saves; compiling and graphs are behind it then
 EVERY = 5  # updates from one record of its log to the next
 RECORDS = 4  # at least, that are measured
@@ -83,7 +83,7 @@ def updates_within(seconds: float, paces: Sequence[Pace], at_once: int) -> int:
 
 
 class Planner:
-    """Measures the arms and chooses the number of updates.
+    """Measures the models and chooses the number of updates.
 
     Args:
         study: what read_study gave.
@@ -103,16 +103,16 @@ class Planner:
         return 60 * self.args.minutes - (time.time() - self.begun)
 
     def plan(self, trainings: List[Tuple[dict, int]], say: Callable[[str], None]) -> Dict[str, Any]:
-        """What the trainings do, for settings.json: the updates, the overrides of each arm, what was measured."""
-        for arm, _ in trainings:
+        """What the trainings do, for settings.json: the updates, the overrides of each model, what was measured."""
+        for model, _ in trainings:
             for key in SET_BY_MINUTES:
-                if key in arm.get("overrides", {}):
-                    raise Problem(f"{arm['name']} has its own {key}: leave it out with --minutes")
-        say(f"measuring the pace of the arms, {self.devices.at_once} at once")
+                if key in model.get("overrides", {}):
+                    raise Problem(f"{model['name']} has its own {key}: leave it out with --minutes")
+        say(f"measuring the pace of the models, {self.devices.at_once} at once")
         paces, composed = self.measure(trainings)
-        tests = sum(arm["name"] != self.study["baseline"] for arm, _ in trainings)
+        tests = sum(model["name"] != self.study["baseline"] for model, _ in trainings)
         scores, left, size = self.scores(len(trainings), tests), self.left(), self.devices.at_once
-        in_order = [paces[arm["name"]] for arm, _ in trainings]
+        in_order = [paces[model["name"]] for model, _ in trainings]
         found = updates_within(left - scores - 60 * self.args.minutes * KEPT_BACK, in_order, size)
         updates = max(LEAST, found)
         each = ", ".join(f"{name} {pace.update:.3g}" for name, pace in paces.items())
@@ -146,25 +146,25 @@ class Planner:
     # ---- trials
 
     def measure(self, trainings: List[Tuple[dict, int]]) -> Tuple[Dict[str, Pace], Dict[str, Dict[str, Any]]]:
-        """The pace and the composed settings of each arm, by its name."""
+        """The pace and the composed settings of each model, by its name."""
         paces: Dict[str, Pace] = {}
         composed: Dict[str, Dict[str, Any]] = {}
         size = self.devices.at_once
         for first in range(0, len(trainings), size):
             group = (trainings * 2)[first : first + size]  # a last, smaller one has as much company as the others
-            if {arm["name"] for arm, _ in group} - set(paces):
+            if {model["name"] for model, _ in group} - set(paces):
                 remove(self.out)
                 paces = {**self.side_by_side(group), **paces}
-                for arm, seed in group:
-                    composed[arm["name"]] = read_json(self.place(arm, seed) / "settings.json")
+                for model, seed in group:
+                    composed[model["name"]] = read_json(self.place(model, seed) / "settings.json")
         remove(self.out)
         return paces, composed
 
-    def place(self, arm: dict, seed: int) -> Path:
-        return self.out / f"{folder(arm['name'])}-seed{seed}"
+    def place(self, model: dict, seed: int) -> Path:
+        return self.out / f"{folder(model['name'])}-seed{seed}"
 
     def side_by_side(self, group: List[Tuple[dict, int]]) -> Dict[str, Pace]:
-        """The paces of some arms that train, and then translate, beside each other."""
+        """The paces of some models that train, and then translate, beside each other."""
         trial = {
             "optimization.max_update": NEVER,
             "common.log_interval": EVERY,
@@ -176,11 +176,11 @@ class Planner:
         }
         begun, processes = time.time(), []
         try:
-            for number, (arm, seed) in enumerate(group):
+            for number, (model, seed) in enumerate(group):
                 overrides = words_of(
-                    self.study, arm, seed, {}, [*self.args.overrides, *(f"{k}={v}" for k, v in trial.items())]
+                    self.study, model, seed, {}, [*self.args.overrides, *(f"{k}={v}" for k, v in trial.items())]
                 )
-                words = self.trainer.words(self.place(arm, seed), overrides)
+                words = self.trainer.words(self.place(model, seed), overrides)
                 processes.append(self.trainer.start(words, number, quiet=True))
             logs, began, warm = self.watch(group, processes, begun)
         finally:
@@ -190,29 +190,29 @@ class Planner:
                 process.communicate()
                 self.trainer.live.discard(process)
         pool = ThreadPoolExecutor(len(group))  # not by `with`, which would wait for it when we are stopped
-        places = [(self.place(arm, seed), number) for number, (arm, seed) in enumerate(group)]
+        places = [(self.place(model, seed), number) for number, (model, seed) in enumerate(group)]
         translations = list(pool.map(lambda each: self.translation(*each), places))
         pool.shutdown()
         paces = {}
-        for number, (arm, _) in enumerate(group):
+        for number, (model, _) in enumerate(group):
             seconds = logs[number].seconds
             update = statistics.median(value for at, value in seconds.items() if counts(at, warm[number]))
             pause = max(0.0, (seconds.get(WARM + EVERY, update) - update) * EVERY)
             begin = max(0.0, began[number] - pause - (WARM + EVERY) * update)
-            paces[arm["name"]] = Pace(begin, update, pause, translations[number])
+            paces[model["name"]] = Pace(begin, update, pause, translations[number])
         return paces
 
     def watch(self, group: list, processes: list, begun: float) -> Tuple[List[TrainingLog], List[float], List[int]]:
         """Wait until all were measured: the logs, the seconds until each was warm, its updates when all were."""
-        paths = [self.place(arm, seed) / "train.log" for arm, seed in group]
+        paths = [self.place(model, seed) / "train.log" for model, seed in group]
         began: Dict[int, float] = {}
         warm: List[int] = []
         until = math.inf
         while True:
-            for (arm, _), process in zip(group, processes):
+            for (model, _), process in zip(group, processes):
                 if process.poll() is not None:
                     said = process.communicate()[0]
-                    raise Problem(f"the trial of {arm['name']} ended before it was measured{reason(said)}")
+                    raise Problem(f"the trial of {model['name']} ended before it was measured{reason(said)}")
             logs = [TrainingLog.read(path) for path in paths]
             for number, log in enumerate(logs):
                 if log.updates >= WARM + EVERY:

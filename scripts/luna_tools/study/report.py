@@ -11,7 +11,7 @@ from luna_tools.plots import draw_by_length, draw_curves
 from luna_tools.study.scores import BY_PIECES, BY_WORDS, SCORES, SETS, UNITS
 from luna_tools.tables import table_of
 
-Results = Dict[str, List[dict]]  # of each arm, by its name: its trainings by their seeds
+Results = Dict[str, List[dict]]  # of each model, by its name: its trainings by their seeds
 
 
 class Report:
@@ -20,7 +20,7 @@ class Report:
     Args:
         out: the folder of the study.
         data: what data-prep/ made.
-        study: the arms and the baseline.
+        study: the models and the baseline.
         decoding: checkpoints averaged, and the settings of the search.
         sentences: of each test set, by its name.
         commands: that made the study.
@@ -34,24 +34,24 @@ class Report:
 
     def write(self, known: Results) -> None:
         """Write all that is known; trainings that have no translations yet have their losses only."""
-        arms = [arm for arm in self.study["arms"] if known.get(arm["name"])]
-        if not arms:
+        models = [model for model in self.study["models"] if known.get(model["name"])]
+        if not models:
             return
-        draw_curves(
-            {arm["name"]: [result["valid nll by updates"] for result in done(known[arm["name"]])] for arm in arms},
-            self.out / "learning-curves.png",
-        )
-        scored = scored_of({arm["name"]: known[arm["name"]] for arm in arms})
+        names = [model["name"] for model in models]
+        losses = {name: [result["valid nll by updates"] for result in done(known[name])] for name in names}
+        draw_curves(losses, self.out / "learning-curves.png")
+        scored = scored_of({name: known[name] for name in names})
         if scored:
             for test, path in self.pictures().items():
                 buckets = [(name, mean_by_length(sets_of(results, test))) for name, results in scored.items()]
                 draw_by_length(buckets, path)
         settings, manifest = read_json(self.out / "settings.json", {}), read_json(self.data / "manifest.json")
-        write_text(self.out / "report.md", self.text(arms, known, settings))
+        write_text(self.out / "report.md", self.text(models, known, settings))
         write_json(
             self.out / "report.json",
             {
-                "arms": [{**arm, "trainings": known[arm["name"]]} for arm in arms],
+                # as earlier versions call them
+                "arms": [{**model, "trainings": known[model["name"]]} for model in models],
                 "baseline": self.baseline,
                 "settings": settings,
                 "data": {key: manifest.get(key) for key in ("corpus", "settings", "lines", "vocabulary")},
@@ -65,20 +65,20 @@ class Report:
         names[next(iter(names))] = "bleu-by-length.png"
         return {test: self.out / name for test, name in names.items()}
 
-    def text(self, arms: List[dict], known: Results, settings: dict) -> str:
-        scored, parts = scored_of({arm["name"]: known[arm["name"]] for arm in arms}), []
+    def text(self, models: List[dict], known: Results, settings: dict) -> str:
+        scored, parts = scored_of({model["name"]: known[model["name"]] for model in models}), []
         for number, test in enumerate(self.sentences):
             if len(self.sentences) > 1:
                 parts.append(f"## {test}: {self.sentences[test]:,} sentences")
-            rows = [[arm["name"], *self.scores(arm["name"], test, known)] for arm in arms]
-            heads = ["arm", *SCORES, "BLEU of seeds", *(f"{name} against {self.baseline} (p)" for name in SCORES)]
+            rows = [[model["name"], *self.scores(model["name"], test, known)] for model in models]
+            heads = ["model", *SCORES, "BLEU of seeds", *(f"{name} against {self.baseline} (p)" for name in SCORES)]
             if number == 0:  # with the figures of the training
                 heads[1:1] = ["parameters", "updates", "words/s", "peak memory", "best valid nll"]
-                for row, arm in zip(rows, arms):
-                    row[1:1] = training(known[arm["name"]])
+                for row, model in zip(rows, models):
+                    row[1:1] = training(known[model["name"]])
             parts.append(table_of([heads, *rows]))
             if number == 0:
-                parts += self.notes(arms, known, settings)
+                parts += self.notes(models, known, settings)
             if scored:
                 for title in BY_WORDS, BY_PIECES:
                     parts += [f"{title}:", table_of(lengths(scored, test, title))]
@@ -86,7 +86,7 @@ class Report:
         return "\n\n".join([*parts, "![Validation loss by updates](learning-curves.png)"]) + "\n"
 
     def scores(self, name: str, test: str, known: Results) -> List[str]:
-        """The cells of an arm's scores of a test set; of those not known yet, empty ones."""
+        """The cells of a model's scores of a test set; of those not known yet, empty ones."""
         results = [result for result in known[name] if SETS in result]
         if not results:
             return [""] * (2 * len(SCORES) + 1)
@@ -108,9 +108,9 @@ class Report:
         found = result[SETS][test]["paired bootstrap"][metric]
         return f"{result['seed']}: {found['this'] - found['other']:+.2f} ({found['p-value']:.3g})"
 
-    def notes(self, arms: List[dict], known: Results, settings: dict) -> List[str]:
+    def notes(self, models: List[dict], known: Results, settings: dict) -> List[str]:
         """How the figures came about."""
-        results = [result for arm in arms for result in known[arm["name"]]]
+        results = [result for model in models for result in known[model["name"]]]
         scored = [result for result in results if SETS in result]
         signatures: Dict[str, str] = {}
         for found in (found for result in scored for found in result[SETS].values()):
@@ -137,7 +137,7 @@ class Report:
 
 
 def scored_of(known: Results) -> Results:
-    """The arms and trainings that have scores."""
+    """The models and trainings that have scores."""
     found = {name: [result for result in results if SETS in result] for name, results in known.items()}
     return {name: results for name, results in found.items() if results}
 
@@ -152,12 +152,12 @@ def of_seed(results: List[dict], seed: int) -> Optional[dict]:
 
 
 def done(results: List[dict]) -> List[dict]:
-    """The trainings of an arm that have scores; as long as none has, those under way."""
+    """The trainings of a model that have scores; as long as none has, those under way."""
     return [result for result in results if SETS in result] or results
 
 
 def training(results: List[dict]) -> List[str]:
-    """The cells of an arm's trainings: means of what has come equally far."""
+    """The cells of a model's trainings: means of what has come equally far."""
     results = done(results)
     updates = sorted({result["updates"] for result in results})
     memory = max(result["peak memory (bytes)"] or 0 for result in results)
@@ -176,12 +176,12 @@ def spread(values: List[float], digits: int) -> str:
 
 
 def lengths(scored: Results, test: str, title: str) -> List[List[str]]:
-    """BLEU of each arm by the length of the source, as rows of cells."""
+    """BLEU of each model by the length of the source, as rows of cells."""
     unit = UNITS[title]
     means = {name: mean_by_length(sets_of(results, test), title) for name, results in scored.items()}
     first = next(iter(means.values()))
     there = [bucket[unit] for bucket in first if bucket["sentences"]]
-    rows = [["arm", *(f"{bucket[unit]} ({bucket['sentences']:,})" for bucket in first if bucket["sentences"])]]
+    rows = [["model", *(f"{bucket[unit]} ({bucket['sentences']:,})" for bucket in first if bucket["sentences"])]]
     for name, buckets in means.items():
         values = [bucket["BLEU"] for bucket in buckets if bucket[unit] in there]
         rows.append([name, *("" if value is None else f"{value:.1f}" for value in values)])

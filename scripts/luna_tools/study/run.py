@@ -27,56 +27,57 @@ REFRESH = 5  # seconds between looks at what the trainings log
 
 
 class Study:
-    """All trainings of a study: OUT/ARM/seedN each, as train.sh writes it, with translations and scores beside."""
+    """All trainings of a study: OUT/MODEL/seedN each, as train.sh writes it, with translations and scores beside."""
 
     def __init__(self, study: Dict[str, Any], args: argparse.Namespace, begun: float) -> None:
         self.study, self.args, self.out, self.begun = study, args, args.out, begun
         self.seeds = list(dict.fromkeys(args.seeds or study["seeds"]))
         self.baseline = study["baseline"]
-        self.arms = self.chosen()
+        self.models = self.chosen()
         if not (args.data / "manifest.json").exists():
             raise Problem(
                 f"{args.data} holds no prepared data: give --data the folder that data-prep/prepare-corpus.sh made, "
                 "or run `bash scripts/quickstart.sh` first"
             )
-        # seed by seed, so that a study cut short has compared all arms
-        self.trainings = [(arm, seed) for seed in self.seeds for arm in self.arms]
+        # seed by seed, so that a study cut short has compared all models
+        self.trainings = [(model, seed) for seed in self.seeds for model in self.models]
         self.devices = Devices(args.cpu, args.at_once, len(self.trainings))
         self.trainer = Trainer(study, args, self.devices)
         # what may change while the trainings stay: the report is then of what was translated so
         average = min(study["average"], AVERAGED) if args.minutes else study["average"]
         self.decoding = {"average": average, **study["decoding"]}
         self.scorer = Scorer(self.out, args.data, self.decoding, cpu=not self.devices.gpus)
-        self.limits: Dict[str, Dict[str, Any]] = {}  # overrides of each arm that --minutes asks for
+        self.limits: Dict[str, Dict[str, Any]] = {}  # overrides of each model that --minutes asks for
         self.seen: Dict[Path, int] = {}  # the updates up to which a training that goes on was reported
-        self.done = {arm["name"]: self.earlier(arm) for arm in study["arms"]}
+        self.done = {model["name"]: self.earlier(model) for model in study["models"]}
         made_by = commands(self.out / "report.json", "scripts/compare.sh")
         sentences = {name: len(self.scorer.text(name, self.scorer.recipe.target)) for name in self.scorer.tests}
         self.report = Report(self.out, args.data, study, self.decoding, sentences, made_by)
 
     def chosen(self) -> List[dict]:
-        """The arms that are asked for."""
+        """The models that are asked for."""
         study, args = self.study, self.args
-        unknown = set(args.arms or []) - {arm["name"] for arm in study["arms"]}
+        unknown = set(args.models or []) - {model["name"] for model in study["models"]}
         if unknown:
-            known = ", ".join(arm["name"] for arm in study["arms"])
-            raise Problem(f"{', '.join(sorted(unknown))} is none of the arms: {known}")
-        wanted = [*(args.arms or []), self.baseline] if args.arms else None
-        arms = [arm for arm in study["arms"] if not wanted or arm["name"] in wanted]
+            known = ", ".join(model["name"] for model in study["models"])
+            raise Problem(f"{', '.join(sorted(unknown))} is none of the models: {known}")
+        wanted = [*(args.models or []), self.baseline] if args.models else None
+        models = [model for model in study["models"] if not wanted or model["name"] in wanted]
         for word in args.overrides:
-            own = [arm["name"] for arm in arms if word.partition("=")[0] in ("model", *arm.get("overrides", {}))]
+            key = word.partition("=")[0]
+            own = [model["name"] for model in models if key in ("model", *model.get("overrides", {}))]
             if own:
                 raise Problem(f"{word} would make other models of {', '.join(own)}: change the study, with other names")
-        return arms
+        return models
 
-    def earlier(self, arm: dict) -> List[dict]:
-        """What is known of an arm from calls before this."""
-        place = self.out / folder(arm["name"])
-        begun = read_json(place / "arm.json", arm)
-        if begun != arm and has_trained(place):
+    def earlier(self, model: dict) -> List[dict]:
+        """What is known of a model from calls before this."""
+        place = self.out / folder(model["name"])
+        begun = read_json(place / "arm.json", model)
+        if begun != model and has_trained(place):
             raise Problem(
-                f"{place} was trained as another arm: {'; '.join(differences(begun, arm))}. "
-                "Give the changed arm another name, or choose another --out"
+                f"{place} was trained as another model: {'; '.join(differences(begun, model))}. "
+                "Give the changed model another name, or choose another --out"
             )
         found = [read_json(path) for path in place.glob("seed*/scores.json")]
         tests = set(self.scorer.tests)
@@ -88,14 +89,14 @@ class Study:
     def run(self) -> None:
         seeds = ", ".join(map(str, self.seeds))
         self.check_settings()
-        for arm in self.arms:  # here and once: seeds of one arm may be trained side by side
-            place = self.out / folder(arm["name"])
+        for model in self.models:  # here and once: seeds of one model may be trained side by side
+            place = self.out / folder(model["name"])
             place.mkdir(parents=True, exist_ok=True)
-            write_json(place / "arm.json", arm)
+            write_json(place / "arm.json", model)  # as earlier versions call it
         import_plugin()  # here and once: threads would come upon a half of it
         try:
             self.plan()
-            say(f"{len(self.arms)} arms, seeds {seeds}: {len(self.trainings)} trainings into {self.out}")
+            say(f"{len(self.models)} models, seeds {seeds}: {len(self.trainings)} trainings into {self.out}")
             failed = self.make_all()
         except KeyboardInterrupt as stop:
             self.trainer.stop()
@@ -141,7 +142,7 @@ class Study:
             settings["plan"] = planner.plan(self.trainings, say)
             write_json(self.out / "settings.json", settings)
         self.limits = settings["plan"]["overrides"]
-        late = [arm["name"] for arm in self.arms if arm["name"] not in self.limits]
+        late = [model["name"] for model in self.models if model["name"] not in self.limits]
         if late:
             raise Problem(
                 f"{', '.join(late)} was not there when the number of updates was chosen: begin anew with another --out"
@@ -154,7 +155,7 @@ class Study:
         for place in range(self.devices.at_once):
             places.put(place)
         pool, failed = ThreadPoolExecutor(self.devices.at_once), 0
-        running = {pool.submit(self.make, arm, seed, places): (arm, seed) for arm, seed in self.trainings}
+        running = {pool.submit(self.make, model, seed, places): (model, seed) for model, seed in self.trainings}
         left = set(running)
         while left:
             ended, left = wait(left, timeout=REFRESH, return_when=FIRST_COMPLETED)
@@ -168,57 +169,57 @@ class Study:
         self.write_report()
         return failed
 
-    def add(self, arm: dict, seed: int, future: Future) -> bool:
+    def add(self, model: dict, seed: int, future: Future) -> bool:
         """Take in one result; whether it is one, and no failure."""
         try:
             result = future.result()
         except Exception as error:  # whatever it is, the other trainings go on
-            say(f"{arm['name']}, seed {seed}: {told(error)}")
+            say(f"{model['name']}, seed {seed}: {told(error)}")
             return False
-        others = [other for other in self.done[arm["name"]] if other["seed"] != seed]
-        self.done[arm["name"]] = sorted([*others, result], key=lambda each: each["seed"])
+        others = [other for other in self.done[model["name"]] if other["seed"] != seed]
+        self.done[model["name"]] = sorted([*others, result], key=lambda each: each["seed"])
         return True
 
-    def make(self, arm: dict, seed: int, places: Queue) -> dict:
-        """Train, translate and score one arm with one seed, on a device of its own."""
+    def make(self, model: dict, seed: int, places: Queue) -> dict:
+        """Train, translate and score one model with one seed, on a device of its own."""
         place = places.get()
         try:
-            self.train(arm, seed, place)
-            result = self.scorer.score(self.trainer.run_of(arm, seed), seed, self.devices.environment(place))
+            self.train(model, seed, place)
+            result = self.scorer.score(self.trainer.run_of(model, seed), seed, self.devices.environment(place))
         finally:
             places.put(place)
         scores = ", ".join(
             f"BLEU {found['scores']['BLEU']['score']:.2f}" + f" on {name}" * (len(self.scorer.tests) > 1)
             for name, found in result[SETS].items()
         )
-        say(f"{arm['name']}, seed {seed}: nll {result['best valid nll (nats per piece)']:.3f}, {scores}")
+        say(f"{model['name']}, seed {seed}: nll {result['best valid nll (nats per piece)']:.3f}, {scores}")
         return result
 
-    def train(self, arm: dict, seed: int, place: int) -> None:
-        say(f"{arm['name']}, seed {seed}: training")
-        self.trainer.train(arm, seed, place, self.limits.get(arm["name"], {}))
+    def train(self, model: dict, seed: int, place: int) -> None:
+        say(f"{model['name']}, seed {seed}: training")
+        self.trainer.train(model, seed, place, self.limits.get(model["name"], {}))
 
     # ---- the report
 
     def under_way(self) -> List[Tuple[dict, dict]]:
-        """The trainings without scores, as far as they have come, each with its arm."""
+        """The trainings without scores, as far as they have come, each with its model."""
         found = []
-        for arm, seed in self.trainings:
-            if all(result["seed"] != seed for result in self.done[arm["name"]]):
-                known: Optional[dict] = figures(self.out, self.trainer.run_of(arm, seed), seed)
-                found += [(arm, known)] if known else []
+        for model, seed in self.trainings:
+            if all(result["seed"] != seed for result in self.done[model["name"]]):
+                known: Optional[dict] = figures(self.out, self.trainer.run_of(model, seed), seed)
+                found += [(model, known)] if known else []
         return found
 
     def news(self) -> bool:
         """Whether some training has validated since this was asked last; where they are many at once, it is told."""
         new = False
-        for arm, result in self.under_way():
+        for model, result in self.under_way():
             nll, run = result["valid nll by updates"], Path(result["run"])
             if self.seen.get(run, 0) < len(nll):
                 self.seen[run], new = len(nll), True
                 updates, last = list(nll.items())[-1]
                 if self.devices.at_once > 1:
-                    say(f"{arm['name']}, seed {result['seed']}: nll {last:.3f} after {int(updates):,} updates")
+                    say(f"{model['name']}, seed {result['seed']}: nll {last:.3f} after {int(updates):,} updates")
         return new
 
     def write_report(self) -> None:
@@ -229,8 +230,8 @@ class Study:
                 if baseline and name != self.baseline:
                     self.scorer.test(result, baseline)
         known: Results = {name: list(results) for name, results in self.done.items()}
-        for arm, result in self.under_way():
-            known[arm["name"]] = sorted([*known[arm["name"]], result], key=lambda each: each["seed"])
+        for model, result in self.under_way():
+            known[model["name"]] = sorted([*known[model["name"]], result], key=lambda each: each["seed"])
         self.report.write(known)
 
 

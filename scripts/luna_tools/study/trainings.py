@@ -42,14 +42,14 @@ class Devices:
 
 
 class Trainer:
-    """Runs train.sh for arms and seeds, side by side where threads call it."""
+    """Runs train.sh for models and seeds, side by side where threads call it."""
 
     def __init__(self, study: Dict[str, Any], args: argparse.Namespace, devices: Devices) -> None:
         self.study, self.args, self.devices = study, args, devices
         self.live: Set[subprocess.Popen] = set()
 
-    def run_of(self, arm: dict, seed: int) -> Path:
-        return self.args.out / folder(arm["name"]) / f"seed{seed}"
+    def run_of(self, model: dict, seed: int) -> Path:
+        return self.args.out / folder(model["name"]) / f"seed{seed}"
 
     def words(self, run: Path, overrides: List[str]) -> List[str]:
         """What train.sh is told."""
@@ -69,21 +69,21 @@ class Trainer:
         self.live.add(process)
         return process
 
-    def train(self, arm: dict, seed: int, place: int, limits: Dict[str, Any]) -> None:
+    def train(self, model: dict, seed: int, place: int, limits: Dict[str, Any]) -> None:
         """Train to the end, on from the last checkpoint.
 
         Raises:
             Problem: if the training fails.
         """
-        run = self.run_of(arm, seed)
-        overrides = words_of(self.study, arm, seed, limits, self.args.overrides)
+        run = self.run_of(model, seed)
+        overrides = words_of(self.study, model, seed, limits, self.args.overrides)
         now: Dict[str, Any] = {
             "at once": self.devices.at_once,
             "machine": machine(self.args.cpu),
             "versions": versions(),
         }
         if self.args.start:
-            begin = self.beginning(arm, seed)
+            begin = self.beginning(model, seed)
             overrides.append(f"checkpoint.finetune_from_model={hydra_text(begin)}")
             now["begun with (sha256)"] = fingerprint(begin)
         words = self.words(run, overrides)
@@ -104,23 +104,24 @@ class Trainer:
             command = quote(["bash", "scripts/train.sh", *words])
             raise Problem(f"the training failed{reason(shown)}\n\nThe command was:\n\n  {command}")
 
-    def beginning(self, arm: dict, seed: int) -> Path:
-        """The model of another study to begin with; it must be of the same arm and have the same dictionaries."""
-        there = self.args.start.resolve() / folder(arm["name"])
-        model = there / f"seed{seed}" / "model.pt"
-        if not model.exists():
-            raise Problem(f"there is no {model} to begin with: train this arm and seed there, or leave out --start")
-        other = read_json(there / "arm.json", arm)
-        if other != arm:
-            raise Problem(f"{there} is of another arm: {'; '.join(differences(other, arm))}. Nothing can begin with it")
-        known = read_json(model.with_name("settings.json"), {})
+    def beginning(self, model: dict, seed: int) -> Path:
+        """The file of the same model and seed in another study; its dictionaries must be the same."""
+        there = self.args.start.resolve() / folder(model["name"])
+        trained = there / f"seed{seed}" / "model.pt"
+        if not trained.exists():
+            raise Problem(f"there is no {trained} to begin with: train this model and seed there, or leave out --start")
+        other = read_json(there / "arm.json", model)
+        if other != model:
+            told = "; ".join(differences(other, model))
+            raise Problem(f"{there} is of another model: {told}. Nothing can begin with it")
+        known = read_json(trained.with_name("settings.json"), {})
         for path in sorted((self.args.data / "data-bin").glob("dict.*.txt")):
             if known.get(f"data: {path.name}") != fingerprint(path):
                 raise Problem(
-                    f"{model} has another {path.name} than {self.args.data}: prepare the data with --vocabulary-of and "
-                    "the folder of its data"
+                    f"{trained} has another {path.name} than {self.args.data}: prepare the data with --vocabulary-of "
+                    "and the folder of its data"
                 )
-        return model
+        return trained
 
     def stop(self) -> None:
         for process in list(self.live):

@@ -1,4 +1,4 @@
-"""A process of scripts/benchmark.py: it builds the arms that are asked for, which then work on request."""
+"""A process of scripts/benchmark.py: it builds the models that are asked for, which then work on request."""
 
 import contextlib
 import gc
@@ -21,7 +21,7 @@ WORKLOADS = {"train": training, "decode": decoding, "length": encoding, "operato
 
 
 def serve(connection: Any, workload: str, user_dir: Optional[str], cpu: bool, threads: int) -> None:
-    """Answer requests until the other end closes; each is a method of Worker's and what it takes. An arm that fails is
+    """Answer requests until the other end closes; each is a method of Worker's and what it takes. A model that fails is
     forgotten, for the sake of those beside it."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's concern
@@ -46,7 +46,7 @@ def serve(connection: Any, workload: str, user_dir: Optional[str], cpu: bool, th
 
 
 class Worker:
-    """Arms of one plugin on a device, by name."""
+    """Models of one plugin on a device, by name."""
 
     def __init__(self, workload: str, user_dir: Optional[str], cpu: bool, threads: int) -> None:
         import torch
@@ -56,25 +56,25 @@ class Worker:
         self.workload = WORKLOADS[workload]
         self.device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
         import_plugin(user_dir)
-        # cuBLAS keeps memory from its first use on, in this thread and in that of gradients: it is no arm's
+        # cuBLAS keeps memory from its first use on, in this thread and in that of gradients: it is no model's
         x = torch.zeros(8, 8, device=self.device, requires_grad=True)
         torch.mm(x, x).sum().backward()
         self.jobs: Dict[str, Job] = {}
         self.before = 0
 
-    def build(self, name: str, arm: Dict[str, Any], sizes: Dict[str, Any]) -> Dict[str, Any]:
-        """Make an arm ready, in place of what it was before."""
+    def build(self, name: str, spec: Dict[str, Any], sizes: Dict[str, Any]) -> Dict[str, Any]:
+        """Make a model ready, in place of what it was before."""
         import torch
 
         self.rest(name)
         self.forget_peak()
         self.before = peak_memory(self.device)
         torch.manual_seed(sizes["seed"])
-        self.jobs[name] = self.workload(arm, sizes, self.device)
+        self.jobs[name] = self.workload(spec, sizes, self.device)
         return {}
 
     def rest(self, *names: str) -> Dict[str, Any]:
-        """Nothing is kept of these arms, or of all, but what Python has."""
+        """Nothing is kept of these models, or of all, but what Python has."""
         import torch
 
         for name in names or list(self.jobs):
@@ -102,9 +102,9 @@ class Worker:
         return {"seconds": time.perf_counter() - start, **parts, "amount": job.amount, "unit": job.unit}
 
     def memory(self, name: str) -> Dict[str, Any]:
-        """Of an arm that is here alone, what came on top of the process as it was before the arm was built: parameters,
-        gradients, the optimiser's state and activations, not the libraries. On a GPU it is the most that torch's
-        allocator has reserved, with the memory of CUDA graphs."""
+        """Of a model that is here alone, what came on top of the process as it was before the model was built:
+        parameters, gradients, the optimiser's state and activations, not the libraries. On a GPU it is the most that
+        torch's allocator has reserved, with the memory of CUDA graphs."""
         self.forget_peak()  # of the first steps
         self.jobs[name].step()
         synchronise(self.device)

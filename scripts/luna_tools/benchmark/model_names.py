@@ -1,9 +1,10 @@
-"""What the names of arms of scripts/benchmark.py stand for."""
+"""What the names of models of scripts/benchmark.py stand for."""
 
 import argparse
 from typing import Any, Dict, List
 
 from fairseq_luna.errors import Problem
+from luna_tools.console import tell_name
 
 # words behind luna-L, and the options that they stand for
 VARIANTS = {
@@ -21,9 +22,9 @@ PRECISIONS = {word: ["--inference-precision", word] for word in ("bf16", "int8")
 OF_OPERATORS = ("untied", "decaying", "unfused")
 MODELS = (
     f"luna-L, with any of -{', -'.join(VARIANTS)} behind, linformer-K (in the encoder, Luna-16 else), transformer, "
-    "mine:ARCH (with its own feed-forward)"
+    "arch:ARCH (with its own feed-forward)"
 )
-ARMS = {
+KNOWN = {
     "train": MODELS,
     "decode": f"{MODELS}, any luna also with -bf16 or -int8, ctranslate2-float32, ctranslate2-int8",
     "length": f"{MODELS}, softmax (with the n x n matrix), fused (torch's fused attention)",
@@ -35,11 +36,11 @@ ARMS = {
 }
 
 
-def arm(name: str, args: argparse.Namespace) -> Dict[str, Any]:
-    """What the process of an arm needs to know."""
+def spec_of(name: str, args: argparse.Namespace) -> Dict[str, Any]:
+    """What the process of a model needs to know."""
     found = of_operator(name) if args.command == "operator" else of_model(name, args)
     if not found:
-        raise Problem(f"there is no arm {name} here: {ARMS[args.command]}")
+        raise Problem(f"there is no model {name} here: {KNOWN[args.command]}")
     return {"name": name, **found}
 
 
@@ -62,10 +63,13 @@ def of_model(name: str, args: argparse.Namespace) -> Dict[str, Any]:
         return {"arch": "ctranslate2", "quantization": rest, "options": []}
     if name == "transformer" or (args.command == "length" and name in ("softmax", "fused")):
         return {"arch": "transformer", "fused": name != "softmax", "options": []}
-    if name.startswith("mine:"):
+    prefix, _, arch = name.partition(":")
+    if arch and prefix in ("arch", "mine"):
+        if prefix == "mine":
+            tell_name(name, f"arch:{arch}")
         if not args.user_dir:
             raise Problem(f"{name} needs --user-dir, the folder of the plugin")
-        return {"arch": name[5:], "user_dir": args.user_dir, "options": []}
+        return {"arch": arch, "user_dir": args.user_dir, "options": []}
     if kind == "linformer" and rest.isdigit() and int(rest):
         return {"arch": "luna_transformer", "options": [*LINFORMER, "--linformer-length", rest]}
     slots, *words = rest.split("-")
