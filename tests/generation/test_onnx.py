@@ -358,9 +358,11 @@ OTHERS = {
         **{"encoder_self_attention": "softmax", "encoder_learned_pos": True, "decoder_learned_pos": True},
         **{"adaptive_softmax_cutoff": [12, 30], "share_all_embeddings": False},
     },
-    "linformer": {**LINFORMER, **VARIANTS["two-dims"], "layernorm_embedding": True, "projection_length": 1},
+    "linformer": {
+        **{**LINFORMER, **VARIANTS["two-dims"], "layernorm_embedding": True, "causal_activation": "elu"},
+        **{"projection_length": 1, "fix_projection_length": True},
+    },
     "slots": {**VARIANTS["shared-slots"], "no_token_positional_embeddings": True},
-    "fixed": {**VARIANTS["gaussian-fixed-length"], "causal_activation": "elu"},
 }
 
 
