@@ -23,7 +23,7 @@ def test_a_former_architecture_is_the_one_of_today(before, now, caplog):
     checks.tell_name.cache_clear()
     cfg = models.MODEL_DATACLASS_REGISTRY[before]()
     assert cfg.arch == before and issubclass(models.MODEL_REGISTRY[before], models.MODEL_REGISTRY["luna_transformer"])
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         found = checked(cfg)
     assert found == checked({**ARCHITECTURES[now], "arch": now}) and with_settings_of(cfg) == now
     assert [record.getMessage() for record in caplog.records] == [
@@ -36,7 +36,7 @@ def test_a_former_architecture_is_the_one_of_today(before, now, caplog):
 def test_a_former_value_makes_the_same_model(setting, caplog):
     for before, now in renamed.VALUES[setting].items():
         checks.tell_name.cache_clear()
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.INFO):
             found = build(**{setting: before}).cfg
         assert found == build(**{setting: now}).cfg and getattr(found, setting) == now
         assert f"{checks.flag(setting)} {before} is now called {now}" in caplog.text

@@ -68,7 +68,8 @@ def completed(cfg: Any, config: Type[FairseqDataclass], follows: Dict[str, str])
 
 @lru_cache(maxsize=None)  # once in a process
 def tell_name(setting: str, before: str, now: str) -> None:
-    logger.warning(f"{setting} {before} is now called {now}. The old name still works.")
+    # where fairseq's commands log, and no warning: an earlier checkpoint has such names without anybody's doing
+    logger.info(f"{setting} {before} is now called {now}. The old name still works.")
 
 
 def _arch_of(model: str) -> str:
