@@ -115,11 +115,12 @@ def lift_limits(model: Any) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Meanwhile fairseq's log holds no more than warnings."""
-    log = logging.getLogger("fairseq")
-    level = log.level
-    log.setLevel(logging.WARNING)
+    """Meanwhile fairseq's log and ours hold no more than warnings."""
+    levels = {log: log.level for log in map(logging.getLogger, ("fairseq", "fairseq_luna.models"))}
+    for log in levels:
+        log.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        log.setLevel(level)
+        for log, level in levels.items():
+            log.setLevel(level)
