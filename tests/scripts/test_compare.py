@@ -432,7 +432,7 @@ def test_the_studies_here_are_sound():
     assert {"quickstart", "documents", "wmt14"} <= set(studies)
     for name in studies:
         study = compare_study.read_study(name)
-        assert study["baseline"] == study["arms"][0]["name"] == "Transformer", name
+        assert study["baseline"] == study["models"][0]["name"] == "Transformer", name
 
 
 def test_help():
