@@ -88,12 +88,16 @@ def count(text: str) -> int:
 
 def quote(command: List[str]) -> str:
     """A command as one would type it, with the places of our packages where it runs a module of them."""
-    typed = " ".join(shlex.quote(word) for word in command)
-    if not any(word.startswith(tuple(f"{name}." for name in PACKAGES)) for word in command):
-        return typed
-    return f"PYTHONPATH={shlex.quote(os.pathsep.join(map(str, PACKAGES.values())))} {typed}"
+    return _typed(command, str)
 
 
 def in_checkout(command: List[str]) -> str:
     """A command as one would type it in the checkout: a record tells nobody where that is."""
-    return quote(command).replace(f"{REPO}/", "")
+    return _typed(command, lambda word: str(word).replace(f"{REPO}/", ""))
+
+
+def _typed(command: List[str], shown: Callable[[Any], str]) -> str:
+    words = " ".join(shlex.quote(shown(word)) for word in command)
+    if not any(word.startswith(tuple(f"{name}." for name in PACKAGES)) for word in command):
+        return words
+    return f"PYTHONPATH={shlex.quote(os.pathsep.join(map(shown, PACKAGES.values())))} {words}"
