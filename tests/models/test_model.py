@@ -393,7 +393,7 @@ def test_architectures_have_as_many_parameters_as_they_say(arch):
     assert key_value == (set() if "hybrid" in arch else {"pack", "key_value"})
     if "hybrid" not in arch:
         own = {name.split(".")[0] for name, _ in ours.encoder.memory.layers[0].key_value.named_parameters()}
-        assert own == ({"key", "value"} if "plain" in arch else {"both"})
+        assert own == ({"key", "value"} if "local" in arch else {"both"})
 
 
 def test_settings_as_a_dictionary():
