@@ -11,12 +11,13 @@ VARIANTS = {
     "untied": ["--untie-luna-kv"],
     "gaussian": ["--pack-bias", "gaussian"],
     "gaussianunpack": ["--encoder-unpack-bias", "gaussian"],
-    "plain": ["--pack-values", "unprojected"],
+    "unprojected": ["--pack-values", "unprojected"],
     "decaying": ["--causal-mean", "decaying"],
-    "fullcross": ["--cross-attention", "softmax"],
+    "softmaxcross": ["--cross-attention", "softmax"],
     "softmaxencoder": ["--encoder-self-attention", "softmax"],
     "softmaxdecoder": ["--decoder-self-attention", "softmax"],
 }
+FORMER = {"plain": "unprojected", "fullcross": "softmaxcross"}  # of these words
 LINFORMER = ["--encoder-self-attention", "linformer", "--projection-length", "16"]
 PRECISIONS = {word: ["--inference-precision", word] for word in ("bf16", "int8")}
 OF_OPERATORS = ("untied", "decaying", "unfused")
@@ -73,6 +74,9 @@ def of_model(name: str, args: argparse.Namespace) -> Dict[str, Any]:
     if kind == "linformer" and rest.isdigit() and int(rest):
         return {"arch": "luna_transformer", "options": [*LINFORMER, "--linformer-length", rest]}
     slots, *words = rest.split("-")
+    for word in set(words) & set(FORMER):
+        tell_name(f"-{word} of {name}", f"-{FORMER[word]}")
+    words = [FORMER.get(word, word) for word in words]
     known = {**VARIANTS, **(PRECISIONS if args.command == "decode" else {})}
     if kind != "luna" or not slots.isdigit() or not set(known).issuperset(words):
         return {}

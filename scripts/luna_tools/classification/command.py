@@ -66,7 +66,8 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         choices=MODELS,
         metavar="NAME",
-        help=f"of {', '.join(MODELS)}: softmax attention, Linformer's, and Luna's by its slots (default all)",
+        help="which to train: transformer (softmax attention), linformer, or Luna with so many slots: luna-16, "
+        "luna-128, luna-256 (default all)",
     )
     parser.add_argument("--arms", action=Former, now=models)
     parser.add_argument(
@@ -86,7 +87,8 @@ def parse_args() -> argparse.Namespace:
         "--model",
         type=Path,
         metavar="RUN",
-        help="classify: each line of standard input, its class and the probability; RUN is OUT/LENGTH/MODEL/seedN",
+        help="train nothing: classify each line of standard input with a trained classifier, and print its class and "
+        "probability; RUN is OUT/LENGTH/NAME/seedN",
     )
     args = parser.parse_args()
     if not args.model and not args.dataset:

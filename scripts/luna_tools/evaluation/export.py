@@ -1,8 +1,9 @@
 """Write a trained model as ONNX, to translate without torch and without fairseq.
 
-The folder holds two graphs (the encoder, and a step of the decoder), the dictionaries, the pieces, and a manifest that
-tells the names and shapes of all inputs and outputs. What translates with it: `python -m fairseq_luna.onnx DIR`, which
-needs only onnxruntime, numpy and sentencepiece. An earlier DIR of this kind is replaced, any other is left alone."""
+The folder holds two graphs (the encoder, and a step of the decoder), the dictionaries, the vocabulary (spm.model or
+bpe.codes), and a manifest with the names and shapes of all inputs and outputs. Translate with it by
+`python -m fairseq_luna.onnx DIR`. This needs only onnxruntime, numpy and sentencepiece (for bpe.codes: subword-nmt,
+sacremoses and regex). An earlier DIR of this kind is replaced, any other is left alone."""
 
 import argparse
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Translate with one model at several numbers of tokens per slot: quality and speed of each, in a table and a picture.
 
 Fewer slots make a Luna faster on long sources, and lose quality. Where that begins depends on what the model has met in
-training: see --tokens-per-slot and --most-tokens-per-slot in docs/settings.md. RUN/slots/ holds report.md, report.json
-and slots.png. What is there already is not translated again."""
+training: see --tokens-per-slot and --most-tokens-per-slot in docs/settings.md. RUN_DIR/slots/ holds report.md,
+report.json and slots.png. What is there already is not translated again."""
 
 import argparse
 import re

@@ -1,6 +1,6 @@
 """Draw what a trained model attends to in one sentence: pack, unpack and their product.
 
-They are drawn for each layer of Luna's encoder attention and of the cross attention (a full one is drawn in the last
+They are drawn for each layer of Luna's encoder attention and of the cross attention (a softmax one is drawn in the last
 layer alone). The translation is the model's own. With several lines of input the first is drawn, and the figures that
 are printed and written to FILE.json are means over all:
 

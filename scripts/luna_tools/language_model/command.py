@@ -56,8 +56,8 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         choices=MODELS,
         metavar="NAME",
-        help=f"of {', '.join(MODELS)}: luna_lm_tiny, the same with the paper's uniform mean, fairseq's transformer_lm "
-        f"of that size (default {' '.join(USUAL['models'])})",
+        help="which to train: luna-decaying (luna_lm_tiny), luna-uniform (the same with the paper's uniform mean), "
+        f"transformer (fairseq's transformer_lm of that size) (default {' '.join(USUAL['models'])})",
     )
     parser.add_argument("--arms", action=Former, now=models)
     parser.add_argument(
@@ -83,7 +83,9 @@ def parse_args() -> argparse.Namespace:
         help="lines to be continued (default: the first three words of ten lines of the test set)",
     )
     parser.add_argument("--quick", action="store_true", help="two models, one short context and few updates: a trial")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/language-model, or -quick after it")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default runs/language-model, or runs/language-model-quick with --quick"
+    )
     parser.add_argument("--cpu", action="store_true", help="leave a GPU alone")
     args = parser.parse_args()
     args.out = args.out or Path("runs") / f"language-model{'-quick' * args.quick}"

@@ -26,8 +26,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--arch",
         default="luna_transformer_tiny_local",
-        help="one of configs/model/: luna_transformer_tiny is the paper's, transformer fairseq's Transformer of that "
-        "size (default %(default)s)",
+        help="a file of configs/model/, such as luna_transformer_tiny (the paper's Luna); or transformer (fairseq's, "
+        "of the same size) (default %(default)s)",
     )
     parser.add_argument("--updates", type=count, metavar="N", help="length of training (default: that of the YAML)")
     parser.add_argument(

@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         "--start",
         type=Path,
         metavar="DIR",
-        help="the --out of another study: each training begins with what the same model and seed became there",
+        help="the --out of another study: each training begins with the trained model of the same name and seed",
     )
     models = parser.add_argument("--models", nargs="+", metavar="NAME", help="only these, and the baseline")
     parser.add_argument("--arms", action=Former, now=models)
@@ -75,9 +75,9 @@ def parse_args() -> argparse.Namespace:
         "--minutes",
         type=float,
         metavar="M",
-        help="for all of it, trials and translations included: sets the updates, equally many for all trainings. "
-        "They validate and save ten times, a warm-up takes a quarter of the updates at most, and three checkpoints at "
-        "most are averaged",
+        help="time for everything, trials and translations too. It sets one number of updates for all trainings. Each "
+        "validates and saves ten times. A warm-up takes at most a quarter of the updates. At most three checkpoints "
+        "are averaged",
     )
     parser.add_argument("--cpu", action="store_true", help="leave GPUs alone")
     parser.add_argument(

@@ -1,7 +1,9 @@
-"""Train by a YAML of configs/: one process per GPU, a bar, tensorboard, and on from the last checkpoint.
+"""Train by a YAML of configs/, with one process per GPU.
 
-CONFIG is the name of a file in configs/, or the path of one of your own, with the folders that it takes from (model/,
-layout/ and so on) beside it. KEY=VALUE overrides any key of it, or sets any other that fairseq has for the task, the
+It shows progress, writes tensorboard's files, and continues from the last checkpoint.
+
+CONFIG is the name of a file in configs/, or the path of one of your own, with the folders that it uses (model/, layout/
+and so on) beside it. KEY=VALUE overrides any key of it. It can also set any other that fairseq has for the task, the
 model, the criterion and so on, such as task.eval_bleu=true.
 
 On several machines give the same command on each, with torchrun's options for meeting (--nnodes and either --node-rank,
