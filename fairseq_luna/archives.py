@@ -18,7 +18,7 @@ from .errors import Problem
 from .files import sha256
 
 BLOCK = 1 << 20  # bytes that are read at once, and at most of the list
-DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, UnicodeDecodeError)
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, ValueError, RecursionError)
 
 Sums = Dict[str, Dict[str, Any]]  # "sha256" and "bytes" of each member by its name
 

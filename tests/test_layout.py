@@ -23,7 +23,7 @@ ALLOWED = {
     "check": {"versions", "ops", "models", "text", "generation"},
     "text": {"errors", "files"},
     "generation": {"errors", "files", "archives", "versions", "compat", "models", "text"},
-    "onnx": {"errors", "files", "generation", "text"},
+    "onnx": {"errors", "archives", "files", "generation", "text"},
     "export": {"errors", "files", "versions", "generation", "models", "modules", "ops", "onnx"},
 }
 TOOLS = ROOT / "scripts" / "luna_tools"

@@ -53,3 +53,40 @@ def test_settings_are_listed_by_a_former_name():
     command = [sys.executable, "-m", "fairseq_luna", "--settings"]
     before, now = (run([*command, f"luna_transformer_tiny_{name}"]).stdout for name in ("plain_packs", "local"))
     assert before == now and now.startswith("luna_transformer_tiny_local: ")
+
+
+def test_former_names_are_no_difference():
+    from luna_tools.run_folder import differences
+
+    begun = {
+        "arch": "luna_transformer_tiny_full_cross",
+        "overrides": {"model.causal_mean": "flat", "model.dropout": 0.1},
+    }
+    today = {
+        "arch": "luna_transformer_tiny_hybrid",
+        "overrides": {"model.causal_mean": "uniform", "model.dropout": 0.1},
+    }
+    assert differences(begun, today) == []
+    assert differences(begun, {**today, "arch": "luna_transformer_tiny"}) == [
+        "arch was 'luna_transformer_tiny_full_cross', now 'luna_transformer_tiny'"
+    ]
+
+
+def test_scripts_take_former_architectures(capsys):
+    from luna_tools.quickstart.settings import model_of
+
+    assert model_of("luna_transformer_tiny_plain_packs") == "luna_transformer_tiny_local"
+    assert (
+        "--arch luna_transformer_tiny_plain_packs is now called luna_transformer_tiny_local" in capsys.readouterr().err
+    )
+
+
+def test_a_study_with_former_names(tmp_path, capsys):
+    from luna_tools.study.definition import read_study
+
+    (tmp_path / "study.yaml").write_text(
+        "config: quickstart\naverage: 1\nseeds: [1]\nbaseline: a\n"
+        "arms:\n  - {name: a, arch: luna_transformer_full_cross}\n"
+    )
+    assert read_study(str(tmp_path / "study.yaml"))["models"][0]["arch"] == "luna_transformer_hybrid"
+    assert "arch luna_transformer_full_cross is now called luna_transformer_hybrid" in capsys.readouterr().err

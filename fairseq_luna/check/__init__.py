@@ -29,6 +29,9 @@ OPTIONAL = {
 }
 
 
+ROW = "fairseq_luna row: "  # before each line of parts.py
+
+
 class Row(NamedTuple):
     """A line of the table.
 
@@ -104,7 +107,8 @@ def tried(folder: Path) -> List[Row]:
     ) as process:
         assert process.stdout
         for line in process.stdout:
-            rows.append(show(Row(*json.loads(line))))
+            if line.startswith(ROW):  # what else there is comes from some import
+                rows.append(show(Row(*json.loads(line[len(ROW) :]))))
     if process.returncode:
         rows.append(show(ended(process.returncode, last_line(log))))
     return rows

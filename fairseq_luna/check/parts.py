@@ -20,7 +20,7 @@ from ..generation.results import Translation
 from ..generation.translator import Translator
 from ..models import capture
 from ..ops import dispatch
-from . import Row, remedy
+from . import ROW, Row, remedy
 from .training import SOURCES, losses, prepare
 
 UPDATES, MORE = 20, 3
@@ -173,7 +173,7 @@ def main() -> None:
     os.dup2(2, 1)
 
     def say(row: Row) -> None:
-        channel.write(json.dumps(row) + "\n")
+        channel.write(ROW + json.dumps(row) + "\n")
         channel.flush()
 
     Parts(Path(sys.argv[1]), say).run()

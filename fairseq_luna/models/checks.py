@@ -43,7 +43,7 @@ def completed(cfg: Any, config: Type[FairseqDataclass], follows: Dict[str, str])
         ValueError: if the settings are of another model than the one that is named, or one is refused.
     """
     model, arch = given_by(cfg, "_name"), given_by(cfg, "arch")
-    if model and arch and arch != _arch_of(model):
+    if model and arch and current("arch", arch) != current("arch", _arch_of(model)):
         raise ValueError(
             f"The model is named {model}, but its settings are listed and are those of {arch}: a name alone does not "
             f"change them. Choose the model by model={model}, or by --arch {model}."

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
+from .. import archives
 from ..errors import Problem
 from ..files import sha256
 from ..text.recipes import RECIPES
@@ -46,7 +47,7 @@ def read_manifest(folder: Path) -> Dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         kind, version = manifest["format"], manifest["version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise Problem(f"{path} is damaged, or of no exported model: copy the folder again") from None
     if kind != FORMAT:
         raise Problem(f"{folder} holds no exported model, but a {kind!r}: scripts/export.sh writes one")
@@ -58,12 +59,25 @@ def read_manifest(folder: Path) -> Dict[str, Any]:
     try:
         known = {"files": members(manifest["settings"]), "graphs": GRAPHS, "limits": ("source", "target")}
         sound = isinstance(manifest["search"], dict) and all(set(manifest[key]) == set(known[key]) for key in known)
-        sound = sound and all({"sha256", "bytes"} <= set(each) for each in manifest["files"].values())
+        sound = sound and all(archives.sound(each) for each in manifest["files"].values())
+        sound = sound and all(limit is None or type(limit) is int for limit in manifest["limits"].values())
+        sound = sound and all(map(is_graph, manifest["graphs"].values()))
     except (KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise Problem(f"{path} does not describe an exported model: export the model again")
     return manifest
+
+
+def is_graph(told: Dict[str, Any]) -> bool:
+    """Whether all inputs and outputs have a name, a type and sizes."""
+    tensors = [*told["inputs"], *told["outputs"]]
+    return all(
+        isinstance(each["name"], str)
+        and each["dtype"] in ("float32", "int64", "bool")
+        and all(type(size) in (int, str) for size in each["shape"])
+        for each in tensors
+    )
 
 
 def members(settings: Dict[str, str]) -> List[str]:

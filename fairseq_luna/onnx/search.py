@@ -52,6 +52,7 @@ def beam_search(model: Model, tokens: np.ndarray, search: Search, limit: Optiona
     scores, written = np.zeros((sentences, 1), np.float32), np.empty((sentences, 1, 0), np.int64)
     for t in range(longest + 1):
         log_probs, states = model.step(last, order, t + 1, memory, states)
+        log_probs[np.isnan(log_probs)] = NEVER
         beams = min(search.beam, log_probs.shape[2] - 1)
         values, origin, word = candidates(log_probs, scores, 2 * beams, first=t == 0, final=t == longest)
         ends = (word == EOS) & (values != NEVER)

@@ -97,7 +97,7 @@ class Translator:
             width = max(map(len, batch))
             padded = np.array([[PAD] * (width - len(tokens)) + tokens for tokens in batch])
             for i, best in zip(numbers, beam_search(self.model, padded, search, self.limits["target"])):
-                few = best[: search.nbest]
+                few = best[: search.nbest] or [Hypothesis([], float("-inf"))]  # of a model that computes no number
                 found[filled[i]] = [self._translation(each, sources[i]) for each in few]
         return found
 

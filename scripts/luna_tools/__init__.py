@@ -4,11 +4,16 @@ Importing this makes some modules of the plugin importable without the plugin, w
 They need the standard library only. So `--help` answers where nothing is installed, and the preparation of data starts
 at once. The plugin takes the same modules where it is imported later."""
 
-import importlib
 import os
 import sys
-from pathlib import Path
-from types import ModuleType
+
+# `python -m` puts the user's folder first, where a checkout of fairseq or a file random.py would be taken for another
+if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()]:
+    del sys.path[0]
+
+import importlib  # noqa: E402
+from pathlib import Path  # noqa: E402
+from types import ModuleType  # noqa: E402
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "fairseq_luna"
 LIGHT = (
@@ -30,7 +35,4 @@ def lend() -> None:
         del sys.modules[package.__name__]
 
 
-# `python -m` puts the user's folder first, where a checkout of fairseq or a file random.py would be taken for another
-if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()]:
-    del sys.path[0]
 lend()

@@ -46,8 +46,15 @@ def differences(old: dict, new: dict) -> List[str]:
     return [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for key in sorted({*old, *new})
-        if current(key, old.get(key)) != current(key, new.get(key))
+        if _current(key, old.get(key)) != _current(key, new.get(key))
     ]
+
+
+def _current(key: str, value: Any) -> Any:
+    """A value by its name of today, inside of a dictionary too."""
+    if isinstance(value, dict):
+        return {inner: _current(inner, each) for inner, each in value.items()}
+    return current(key, value)
 
 
 def fingerprint(path: Path) -> str:

@@ -4,6 +4,8 @@ import pytest
 from luna_data.help import pages as help_pages
 from luna_data.help import text as help_text
 
+from fairseq_luna.errors import Problem
+
 
 @pytest.mark.parametrize("lang", ["en", "de"])
 def test_pages_in_order(tmp_path, lang):
@@ -21,8 +23,16 @@ def test_pages_in_order(tmp_path, lang):
     assert sum(map(len, found.values())) > 0.9 * len(pages)
 
 
-def test_no_held_out_sentence_is_trained_on():
-    splits = help_text.split_pages()
+@pytest.mark.parametrize("lang", ["en", "de"])
+def test_no_held_out_sentence_is_trained_on(lang):
+    splits = help_text.split_pages(help_pages.sentences(lang))
     assert len(splits["test"]) > 150 and len(splits["valid"]) > 150
-    held_out = {number for split in ("valid", "test") for page in splits[split] for number in page}
-    assert not held_out & {number for page in splits["train"] for number in page}
+    held_out = {sentence for split in ("valid", "test") for page in splits[split] for sentence in page}
+    assert not held_out & {sentence for page in splits["train"] for sentence in page}
+
+
+def test_other_files_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(Problem, match="holds other files"):
+        help_text.write(tmp_path, "en")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"

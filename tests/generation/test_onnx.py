@@ -24,6 +24,7 @@ from fairseq_luna.errors import Problem
 from fairseq_luna.export.folder import export
 from fairseq_luna.export.graphs import Sinusoids
 from fairseq_luna.export.tracing import check, check_torch, graphs_of, prepare
+from fairseq_luna.generation.options import Search
 from fairseq_luna.generation.places import manifest_for
 from fairseq_luna.onnx import Translator
 from fairseq_luna.onnx.model import Model
@@ -215,7 +216,8 @@ def test_the_command_without_onnxruntime(tmp_path):
     for graph in "encode", "step":
         (place / f"{graph}.onnx").write_text(graph)
     about = {"format": "fairseq_luna ONNX model", "version": 1, "search": {}}
-    about["limits"], about["graphs"] = dict.fromkeys(("source", "target")), dict.fromkeys(("encode", "step"))
+    about["limits"] = dict.fromkeys(("source", "target"))
+    about["graphs"] = dict.fromkeys(("encode", "step"), {"inputs": [], "outputs": []})
     about["settings"] = json.loads((place / "manifest.json").read_text())["settings"]
     describe(place, about)
     done = command(place, text="", path=f"{tmp_path}{os.pathsep}{ROOT}")
@@ -246,6 +248,11 @@ def change(folder: Path, **values) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def alter(folder: Path, part: str, key: str, value) -> None:
+    told = json.loads((folder / "manifest.json").read_text())[part]
+    change(folder, **{part: {**told, key: value}})
+
+
 def cut(folder: Path) -> None:
     path = folder / "step.onnx"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -269,6 +276,9 @@ def garble(folder: Path) -> None:
     [
         (lambda copy: (copy / "manifest.json").unlink(), "holds no exported model .*manifest.json is missing"),
         (lambda copy: (copy / "manifest.json").write_text("{"), "manifest.json is damaged"),
+        (lambda copy: (copy / "manifest.json").write_text("[" * 100_000), "manifest.json is damaged"),
+        (lambda copy: alter(copy, "files", "step.onnx", {"sha256": "", "bytes": "12"}), "does not describe"),
+        (lambda copy: alter(copy, "graphs", "encode", {"inputs": [{}], "outputs": []}), "does not describe"),
         (lambda copy: change(copy, format="a zoo"), "holds no exported model, but a 'a zoo'"),
         (lambda copy: change(copy, version=2), "is of version 2 of the format, .* reads version 1: export the model"),
         (lambda copy: change(copy, graphs=None), "does not describe an exported model"),
@@ -283,6 +293,30 @@ def test_a_damaged_folder_is_refused(copy, damage, said):
     damage(copy)
     with pytest.raises(Problem, match=said):
         Translator(copy)
+
+
+def test_no_number_is_no_candidate():
+    """As for fairseq: a hypothesis goes on by numbers only, and where there are none the translation is blank."""
+    from fairseq_luna.onnx.search import beam_search
+
+    class Broken:
+        """Of two sentences, whose second one has no numbers."""
+
+        def encode(self, tokens):
+            return {}
+
+        def begin(self, memory):
+            return {}
+
+        def step(self, tokens, order, t, memory, states):
+            rows, beams = tokens.shape
+            log_probs = np.full((rows, beams, 7), np.nan, np.float32)
+            if rows == 2:
+                log_probs[0] = np.log(np.float32([0.1, 0.1, 0.5, 0.1, 0.1, 0.05, 0.05]))
+            return log_probs, states
+
+    found = beam_search(Broken(), np.zeros((2, 3), np.int64), Search.of({"beam": 1, "max_len_b": 4}), None)
+    assert found[0] and found[0][0].score < 0 and found[1] == []
 
 
 # ---- what is written

@@ -9,7 +9,9 @@ from typing import Dict, List
 
 from luna_tools.console import entry
 
+from fairseq_luna.errors import Problem
 from fairseq_luna.files import whole, write_text
+from luna_data.folder import SPLITS
 from luna_data.help import pages
 from luna_data.options import absolute
 
@@ -32,21 +34,24 @@ def main() -> None:
 
 def write(out: Path, lang: str) -> None:
     """Write {train,valid,test}.LANG into `out`, which is there whole or not at all."""
-    sentences = pages.sentences(lang)
+    names = {f"{split}.{lang}" for split in SPLITS}
+    if out.exists() and not (out.is_dir() and names.issuperset(path.name for path in out.iterdir())):
+        raise Problem(f"{out} holds other files: choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as beside:
         beside.mkdir()
-        for split, held in split_pages().items():
-            text = "".join("".join(f"{sentences[number]}\n" for number in page) + "\n" for page in held)
+        for split, held in split_pages(pages.sentences(lang)).items():
+            text = "".join("".join(f"{sentence}\n" for sentence in page) + "\n" for page in held)
             write_text(beside / f"{split}.{lang}", text)
 
 
-def split_pages() -> Dict[str, List[List[int]]]:
-    """The pages of each split, as the numbers of their sentences."""
-    splits: Dict[str, List[List[int]]] = {"train": [], "valid": [], "test": []}
+def split_pages(sentences: List[str]) -> Dict[str, List[List[str]]]:
+    """The pages of each split, as sentences. sentences: all of the corpus, in the order of its files."""
+    splits: Dict[str, List[List[str]]] = {split: [] for split in SPLITS}
     for place, (_, page) in enumerate(sorted(pages.pages().items())):
-        splits[HELD_OUT.get(place // RUN % EVERY, "train")].append(page)
-    held_out = {number for split in HELD_OUT.values() for page in splits[split] for number in page}
-    left = ([number for number in page if number not in held_out] for page in splits["train"])
+        splits[HELD_OUT.get(place // RUN % EVERY, "train")].append([sentences[number] for number in page])
+    held_out = {sentence for split in HELD_OUT.values() for page in splits[split] for sentence in page}
+    left = ([sentence for sentence in page if sentence not in held_out] for page in splits["train"])
     return {**splits, "train": [page for page in left if page]}
 
 

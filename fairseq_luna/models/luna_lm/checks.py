@@ -50,6 +50,8 @@ def checked(cfg: Any) -> LunaLanguageModelConfig:
     read = {
         "no_decoder_final_norm": result.decoder_normalize_before,
         "share_decoder_input_output_embed": result.adaptive_softmax_cutoff is None,
+        "adaptive_softmax_dropout": result.adaptive_softmax_cutoff is not None,
+        "adaptive_softmax_factor": result.adaptive_softmax_cutoff is not None,
         "quant_noise_pq_block_size": result.quant_noise_pq > 0,
     }
     checks.tell_unread(result, read, {})

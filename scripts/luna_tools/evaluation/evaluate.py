@@ -11,6 +11,7 @@ from typing import Any, List, Optional
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, write_json, write_text
+from fairseq_luna.renamed import current
 from fairseq_luna.text import recipes
 from fairseq_luna.versions import versions
 from luna_tools.console import count, entry, quote, teller
@@ -225,9 +226,9 @@ class Evaluation:
             facts["tied"] = not cfg.model.untie_luna_kv
             facts["causal activation"] = str(cfg.model.causal_activation)
             facts["choices"] = {
-                name: str(getattr(cfg.model, name))
+                name: value
                 for name, usual in CHOICES.items()
-                if str(getattr(cfg.model, name, usual)) != usual
+                if (value := current(name, str(getattr(cfg.model, name, usual)))) != usual
             }
         return facts
 

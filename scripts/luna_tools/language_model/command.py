@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import read_json, read_lines, sha256, whole, write_json, write_text
 from fairseq_luna.text.recipes import SentencePiece
-from luna_tools.console import Former, count, entry, go_on_later, teller
+from luna_tools.console import Former, count, entry, go_on_later, tell_name, teller
 from luna_tools.language_model.report import report
 from luna_tools.language_model.use import continuations, perplexity, window_of
 from luna_tools.machine import import_plugin
@@ -29,6 +29,7 @@ MODELS = {
     "luna-uniform": {"model": "luna_lm_tiny", "model.causal_mean": "uniform"},
     "transformer": {"model": "transformer_lm_tiny"},
 }
+FORMER = {"luna-flat": "luna-uniform"}  # what an earlier version called them
 SPLITS = "train", "valid", "test"
 CONFIG = "language_model"
 TOKENS = 2048  # of a batch, as configs/language_model.yaml says
@@ -55,6 +56,7 @@ def parse_args() -> argparse.Namespace:
         "--models",
         nargs="+",
         choices=MODELS,
+        type=model_name,
         metavar="NAME",
         help="which to train: luna-decaying (luna_lm_tiny), luna-uniform (the same with the paper's uniform mean), "
         f"transformer (fairseq's transformer_lm of that size) (default {' '.join(USUAL['models'])})",
@@ -94,6 +96,12 @@ def parse_args() -> argparse.Namespace:
     if not args.text and args.lang not in ("en", "de"):
         parser.error(f"--lang {args.lang}: the embedded corpus has en and de; give other text by --text")
     return args
+
+
+def model_name(word: str) -> str:
+    if word in FORMER:
+        tell_name(word, FORMER[word])
+    return FORMER.get(word, word)
 
 
 def context(word: str) -> int:
@@ -145,6 +153,8 @@ class LanguageModels:
         """Refuse to go on with another text or another length of training."""
         args = self.args
         settings: Dict[str, Any] = {"--lang": args.lang, "--updates": args.updates, "vocabulary": VOCABULARY}
+        if not args.text:
+            settings["text"] = "pages of the help"
         settings["--text"] = args.text and [sha256(self.texts / f"{split}.{args.lang}") for split in SPLITS]
         settings["--beginnings"] = args.beginnings and list(read_lines(args.beginnings))
         begin(self.out, settings)
@@ -238,6 +248,7 @@ class LanguageModels:
 
     def write_report(self) -> None:
         found = [read_json(path) for path in self.out.glob("*/context*-seed*/result.json")]
+        found = [{**result, "arm": FORMER.get(result["arm"], result["arm"])} for result in found]
         found.sort(key=lambda result: (result["context"], list(MODELS).index(result["arm"]), result["seed"]))
         settings = read_json(self.out / "settings.json")
         data = read_json(self.data / "manifest.json")

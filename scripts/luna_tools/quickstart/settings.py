@@ -6,6 +6,8 @@ from typing import Any, Dict
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.generation.options import MAX_TOKENS, Search
+from fairseq_luna.renamed import current
+from luna_tools.console import tell_name
 from luna_tools.paths import REPO
 
 CONFIG = "quickstart"
@@ -28,6 +30,10 @@ def model_of(arch: str) -> str:
     Raises:
         Problem: if there is none.
     """
+    now = current("arch", arch)
+    if now != arch:
+        tell_name(f"--arch {arch}", now)
+        arch = now
     known = {path.stem for path in (REPO / "configs" / "model").glob("*.yaml")}
     for name in f"{arch}_{CONFIG}", arch:
         if name in known:

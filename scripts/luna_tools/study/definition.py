@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from fairseq_luna.errors import Problem
+from fairseq_luna.renamed import current
 from luna_tools.console import tell_name
 from luna_tools.paths import REPO
 from luna_tools.training.run import Training
@@ -79,6 +80,10 @@ def check_models(path: Path, models: List[Any]) -> None:
             raise Problem(
                 f"{path}: the name of a model must be text with a letter or a digit, but is {model['name']!r}"
             )
+        now = current("arch", model["arch"])
+        if now != model["arch"]:
+            tell_name(f"{path}: arch {model['arch']}", now)
+            model["arch"] = now
         if not (REPO / "configs" / "model" / f"{model['arch']}.yaml").exists():
             known = ", ".join(sorted(path.stem for path in (REPO / "configs" / "model").glob("*.yaml")))
             told = f"arch {model['arch']} of {model['name']} is not in configs/model/"

@@ -74,9 +74,10 @@ class Study:
         """What is known of a model from calls before this."""
         place = self.out / folder(model["name"])
         begun = read_json(place / "arm.json", model)
-        if begun != model and has_trained(place):
+        told = "; ".join(differences(begun, model))
+        if told and has_trained(place):
             raise Problem(
-                f"{place} was trained as another model: {'; '.join(differences(begun, model))}. "
+                f"{place} was trained as another model: {told}. "
                 "Give the changed model another name, or choose another --out"
             )
         found = [read_json(path) for path in place.glob("seed*/scores.json")]

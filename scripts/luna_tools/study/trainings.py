@@ -110,9 +110,8 @@ class Trainer:
         trained = there / f"seed{seed}" / "model.pt"
         if not trained.exists():
             raise Problem(f"there is no {trained} to begin with: train this model and seed there, or leave out --start")
-        other = read_json(there / "arm.json", model)
-        if other != model:
-            told = "; ".join(differences(other, model))
+        told = "; ".join(differences(read_json(there / "arm.json", model), model))
+        if told:
             raise Problem(f"{there} is of another model: {told}. Nothing can begin with it")
         known = read_json(trained.with_name("settings.json"), {})
         for path in sorted((self.args.data / "data-bin").glob("dict.*.txt")):
