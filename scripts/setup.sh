@@ -147,6 +147,9 @@ fi
 is_done && exit
 
 python=$(choose_python)
+if [ -L "$venv" ]; then # perhaps to the environment of another checkout, which would be removed
+  die "$venv is a link to $(readlink "$venv"), which is not up to date for this checkout: remove the link, or choose another folder by ${name/PYTHON/VENV}=..."
+fi
 if [ -e "$venv" ] && [ ! -e "$lock" ] && [ "$(ls -A "$venv")" ]; then
   die "$venv is there but was not made by this script: move it away, or choose another folder by ${name/PYTHON/VENV}=..."
 fi

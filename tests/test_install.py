@@ -282,6 +282,17 @@ def test_setup_leaves_a_folder_that_it_did_not_make(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_setup_leaves_what_a_link_leads_to(tmp_path):
+    """Such as the environment of another checkout."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in "setup.lock", "pyvenv.cfg":
+        (other / name).write_text("")
+    (tmp_path / ".venv").symlink_to(other)
+    assert "is a link to" in refused(VENV=str(tmp_path / ".venv"), PYTHON=sys.executable)
+    assert sorted(path.name for path in other.iterdir()) == ["pyvenv.cfg", "setup.lock"]
+
+
 def test_setup_does_nothing_when_done():
     venv = ROOT / (os.environ.get("VENV") or ".venv")
     if not (venv / "setup.done").exists() or not venv.samefile(sys.prefix):
