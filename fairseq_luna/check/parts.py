@@ -1,7 +1,7 @@
 """What `python -m fairseq_luna --check` tries, in a process of its own: `python -m fairseq_luna.check.parts FOLDER`.
 
-Writes a line of JSON for each part to stdout as it ends: the fields of `Row`. What fairseq and others print goes to
-stderr.
+Writes a line for each part to stdout as it ends: `ROW`, then the fields of a `Row` as JSON. What fairseq and others
+print goes to stderr.
 """
 
 import json

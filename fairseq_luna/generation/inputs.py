@@ -1,5 +1,7 @@
 """What a `Translator` is given, one by one and in windows."""
 
+import logging
+import sys
 from itertools import islice, zip_longest
 from typing import Any, Iterable, Iterator, List, Tuple, TypeVar, Union
 
@@ -10,6 +12,22 @@ from .results import Source, Translation
 T = TypeVar("T")
 Target = Union[str, Translation]
 END: Any = object()
+logger = logging.getLogger(__name__)
+
+
+def lines_of(files: Iterable[str]) -> Iterator[Source]:
+    """The lines of files without their ends, each named by its place. "-" is standard input."""
+    for name in files:
+        file = sys.stdin.buffer if name == "-" else open(name, "rb")
+        for number, line in enumerate(file, 1):
+            place = f"line {number} of {'the input' if name == '-' else name}"
+            line = line.rstrip(b"\r\n")
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError:
+                text = line.decode("utf-8", errors="replace")
+                logger.warning("%s is not UTF-8: what cannot be read is replaced by \ufffd", place)
+            yield Source(text, name=place)
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[List[T]]:

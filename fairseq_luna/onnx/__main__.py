@@ -10,14 +10,13 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict
 
 from ..errors import Problem
+from ..generation.inputs import lines_of
 from ..generation.options import Search
-from ..generation.results import Source
 
 NAME = "onnx"
-logger = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -87,7 +86,7 @@ def translate(args: argparse.Namespace) -> None:
     buffer = args.buffer
     if buffer is None:
         buffer = 1 if args.files == ["-"] and sys.stdin.isatty() else 256
-    found = translator.stream(read(args.files), details=True, buffer=buffer, **search)
+    found = translator.stream(lines_of(args.files), details=True, buffer=buffer, **search)
     for number, best in enumerate(found, 1):
         several = best if isinstance(best, list) else [best]
         shown = "".join(row(number, each) for each in several) if args.nbest else several[0].text + "\n"
@@ -99,19 +98,6 @@ def row(number: int, found: Any) -> str:
     """A line of --nbest, with fairseq's base 2 logarithms."""
     text = found.text.replace("\t", " ")  # a model that can spell bytes can spell it
     return f"{number}\t{found.score / math.log(2):.4f}\t{text}\n"
-
-
-def read(files: List[str]) -> Iterator[Source]:
-    """The lines of the files, without their ends."""
-    for name in files:
-        file = sys.stdin.buffer if name == "-" else open(name, "rb")
-        for number, line in enumerate(file, 1):
-            called = f"line {number} of {'the input' if name == '-' else name}"
-            line = line.rstrip(b"\r\n")
-            text = line.decode("utf-8", errors="replace")
-            if text.encode("utf-8") != line:
-                logger.warning("%s is not UTF-8: what cannot be read is replaced by \ufffd", called)
-            yield Source(text, name=called)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from types import ModuleType  # noqa: E402
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "fairseq_luna"
 LIGHT = (
     *("errors", "files", "archives", "renamed", "versions", "text.recipes"),
-    *("generation.options", "generation.places", "generation.packing"),
+    *(f"generation.{name}" for name in ("options", "results", "inputs", "places", "packing")),
 )
 
 

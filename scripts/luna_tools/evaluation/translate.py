@@ -7,10 +7,11 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import Any, Iterator, List, NamedTuple
 
 from fairseq_luna.errors import Problem
+from fairseq_luna.generation.inputs import lines_of
 from fairseq_luna.generation.options import Search
+from fairseq_luna.generation.results import Source
 from luna_tools.console import count, entry
 from luna_tools.evaluation.decoding import Hypothesis, add_search_options, rows, search_settings
 from luna_tools.machine import import_plugin
@@ -26,7 +27,9 @@ def main() -> None:
 
     device = "cpu" if args.cpu else None
     translator = Translator(args.models, device=device, precision=args.precision, batch_size=args.batch_size)
-    lines = sources(read(args.files), args.constraints)
+    lines = lines_of(args.files)
+    if args.constraints:
+        lines = map(constrained, lines)
     typing = args.files == ["-"] and sys.stdin.isatty()
     if typing:
         warn("type a sentence and press return; Ctrl-D ends")
@@ -94,35 +97,10 @@ def warn(message: str) -> None:
     print(f"translate: {message}", file=sys.stderr, flush=True)
 
 
-class Line(NamedTuple):
-    """A line of input, and what to call it."""
-
-    text: str
-    name: str
-
-
-def read(files: List[str]) -> Iterator[Line]:
-    """The lines of the files, without their ends."""
-    for file_name in files:
-        file = sys.stdin.buffer if file_name == "-" else open(file_name, "rb")
-        for number, line in enumerate(file, 1):
-            name = f"line {number} of {'the input' if file_name == '-' else file_name}"
-            line = line.rstrip(b"\r\n")
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError:
-                text = line.decode("utf-8", errors="replace")
-                warn(f"{name} is not UTF-8: what cannot be read is replaced by \ufffd")
-            yield Line(text, name)
-
-
-def sources(lines: Iterator[Line], constrained: bool) -> Iterator[Any]:
-    """The lines as `Source`s; after their tabs come constraints, where these were asked for."""
-    from fairseq_luna.generation.results import Source
-
-    for line in lines:
-        text, *constraints = line.text.split("\t") if constrained else [line.text]
-        yield Source(text, constraints, line.name)
+def constrained(line: Source) -> Source:
+    """A line with what comes after its tabs as constraints."""
+    text, *constraints = line.text.split("\t")
+    return line._replace(text=text, constraints=constraints)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, Dict, List, NamedTuple
 
 from fairseq_luna.errors import Problem
 from fairseq_luna.files import whole, write_json
-from luna_tools.evaluation.translate import read
+from fairseq_luna.generation.inputs import lines_of
 from luna_tools.machine import import_plugin
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     for file in args.files:
         if file != "-" and not Path(file).is_file():
             raise Problem(f"there is no file {file}")
-    lines = [line for line in read(args.files) if line.text.strip()]
+    lines = [line for line in lines_of(args.files) if line.text.strip()]
     if not lines:
         raise Problem("there is no sentence to look at: give a file, or text on standard input")
     import_plugin()
