@@ -158,7 +158,7 @@ KILLED = {  # what is trained otherwise, from how many parts of data, and by how
 }
 
 
-@pytest.mark.parametrize("words, parts, processes", each(KILLED, ["transformer", "two-processes", "luna-accumulating"]))
+@pytest.mark.parametrize("words, parts, processes", each(KILLED, ["luna-accumulating"]))
 def test_training_killed_after_chosen_updates_goes_on_to_the_same_end(data, tmp_path, words, parts, processes):
     """Killed in the first epoch, at the end of it, in the second, at the end of that, and when all was done.
 

@@ -217,6 +217,7 @@ def test_wheel_holds_the_package_alone(wheel):
         assert found == ([wanted] if wanted else [])
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_what_the_wheel_installs_works_without_the_checkout(site, tmp_path):
     process = run(sys.executable, "-S", "-m", "fairseq_luna", cwd=tmp_path, PYTHONPATH=str(site))

@@ -1,9 +1,9 @@
 """An interpreter that has torch imported already, for the commands that tests run.
 
-Importing torch and what fairseq needs takes a process three seconds or more, which were most of the time of most
-commands here. `python()` is the path of a program that stands for the interpreter. `SCRIPT ...`, `-m MODULE ...` and
-`-c CODE ...` run in a fork of a server that has imported those and done nothing else: fairseq and all code of the
-checkout are imported anew. Exit status, signals, streams, folder and environment are the command's. sys.executable is
+Importing torch and fairseq takes a process four seconds or more, which were most of the time of most commands here.
+`python()` is the path of a program that stands for the interpreter. `SCRIPT ...`, `-m MODULE ...` and `-c CODE ...`
+run in a fork of a server that has imported those and done nothing else: all code of the checkout is imported anew.
+Exit status, signals, streams, folder and environment are the command's. sys.executable is
 the program there too, so what a script starts is warm as well. With other options it is the interpreter itself.
 
 A command that is to be killed should be started by the interpreter itself: here its end follows a moment after that of
@@ -12,7 +12,10 @@ the program.
 
 import array
 import atexit
+import importlib
+import importlib.machinery
 import json
+import logging
 import os
 import select
 import shlex
@@ -25,7 +28,7 @@ import types
 from functools import lru_cache
 from pathlib import Path
 
-IMPORTED = "torch", "sacremoses", "fairseq", "fairseq.trainer"
+IMPORTED = "torch", "sacremoses", "matplotlib.figure", "fairseq", "fairseq.trainer"
 WITH_A_WORD = "-c", "-m"
 
 # not by a line #!INTERPRETER, which ends at a space
@@ -104,18 +107,37 @@ def client(interpreter: str, path: str) -> None:
 # ---- the server: forks a keeper for each program, which forks the command and waits for the end of either
 
 
-def serve(path: str) -> None:
-    import importlib
-    import logging
+class Fairseq:
+    """Imports fairseq once more from what the server has of it, with the handler of logs that its import makes."""
 
-    for name in IMPORTED:
-        importlib.import_module(name)
+    def __init__(self) -> None:
+        usual, self.logs = logging.basicConfig, []
+        logging.basicConfig = lambda **words: self.logs.append(words)
+        for name in IMPORTED:
+            importlib.import_module(name)
+        logging.basicConfig = usual
+        names = [name for name in sys.modules if name.partition(".")[0] == "fairseq"]
+        self.modules = {name: sys.modules.pop(name) for name in names}
+        self.spec = self.modules["fairseq"].__spec__
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "fairseq" else None
+
+    def create_module(self, spec):
+        return self.modules["fairseq"]
+
+    def exec_module(self, module) -> None:
+        sys.meta_path.remove(self)
+        module.__spec__ = self.spec
+        sys.modules.update(self.modules)
+        for words in self.logs:
+            logging.basicConfig(**words)
+
+
+def serve(path: str) -> None:
+    sys.meta_path.insert(0, Fairseq())
     torch = sys.modules["torch"]
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports torch's compiler
-    for name in [name for name in sys.modules if name.partition(".")[0] == "fairseq"]:
-        del sys.modules[name]  # what it needs stays; it also makes a handler of logs
-    logging.getLogger().handlers.clear()
-    logging.getLogger().setLevel(logging.WARNING)
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
     listening.listen(64)

@@ -6,7 +6,6 @@ from typing import Any, Dict, Type
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 
 def camel_case(arch: str) -> str:
@@ -57,5 +56,5 @@ def register(arch: str, config: Type[FairseqDataclass], base: Type[BaseFairseqMo
         module[name] = register_model(arch, dataclass=config)(model)
     # As values without the type that fairseq has put in: settings of one type that are read as another would be refused
     # by omegaconf before the model's check can say what to do.
-    values: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    ConfigStore.instance().store(name=arch, group="model", node={**values, "_name": arch}, provider="fairseq")
+    node = {**vars(config()), "_name": arch}
+    ConfigStore.instance().store(name=arch, group="model", node=node, provider="fairseq")

@@ -17,6 +17,7 @@ from typing import Callable, Dict, List
 import mirror
 import pytest
 from commands import ENV, HANGS, ROOT, call, processes_with, start, stop_when, wait_until
+from tiny import each
 
 from fairseq.data import Dictionary, data_utils  # isort: skip
 
@@ -452,8 +453,14 @@ def test_damaged_output_is_made_again(finished, server, tmp_path):
     assert times(out)["pieces"] == before["pieces"]
 
 
+DAMAGED = {
+    "altered": ("training-parallel-commoncrawl.tgz", "altered"),
+    "truncated": ("test-full.tgz", "truncated"),
+}
+
+
 @pytest.mark.stock
-@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no-ranges"])
+@pytest.mark.parametrize("ranges", each({"ranges": True, "no-ranges": False}, ["ranges"]))
 def test_broken_download_goes_on(own_server, tmp_path, ranges):
     """What came before the connection broke is used where the server can send the rest, and else fetched again."""
     own_server.most, own_server.ranges = 300, ranges
@@ -471,9 +478,7 @@ def test_broken_download_goes_on(own_server, tmp_path, ranges):
 
 
 @pytest.mark.stock
-@pytest.mark.parametrize(
-    "name, damage", [("training-parallel-commoncrawl.tgz", "altered"), ("test-full.tgz", "truncated")]
-)
+@pytest.mark.parametrize("name, damage", each(DAMAGED, ["altered"]))
 def test_wrong_archive_is_named_removed_and_not_used(own_server, tmp_path, name, damage):
     path, out = own_server.folder / name, tmp_path / "out"
     good = path.read_bytes()

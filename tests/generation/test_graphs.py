@@ -21,7 +21,9 @@ from fairseq_luna.models.sizes import some
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHOSEN = {name: settings for name, settings in VARIANTS.items() if settings.get("decoder_self_attention") != "softmax"}
-variants = pytest.mark.parametrize("settings", each(CHOSEN, [name for name in FEW if name in CHOSEN]))
+SOME = [name for name in FEW if name in CHOSEN]
+variants = pytest.mark.parametrize("settings", each(CHOSEN, SOME))
+BEAMS = {f"{beam}-{name}": (settings, beam) for beam in (1, 4) for name, settings in CHOSEN.items()}
 
 
 def prepared(settings, seed=1, **more):
@@ -56,8 +58,7 @@ def assert_same(found, want):
 
 @torch.no_grad()
 @pytest.mark.stock
-@variants
-@pytest.mark.parametrize("beam", [1, 4])
+@pytest.mark.parametrize("settings, beam", each(BEAMS, ["1-tied", *(f"4-{name}" for name in SOME)]))
 def test_beam_search_finds_the_same(settings, beam):
     """Of sentences that end at different times; twice, for what a batch leaves behind is nothing to the next."""
     source = sentences([12, 5, 2, 9, 30, 1, 3, 20])

@@ -422,7 +422,7 @@ SEARCHES = {
 
 
 @pytest.mark.parametrize("name", each({"luna": "luna", "transformer:luna": "transformer:luna"}, ["luna"]))
-@pytest.mark.parametrize("flags", SEARCHES.values(), ids=SEARCHES)
+@pytest.mark.parametrize("flags", each(SEARCHES, "beam alignment language-model lengths aligned-reference".split()))
 def test_searches_in_batches(flags, name, models):
     """In batches after the first as in the first; but for chance the batch changes no hypothesis."""
     words = flags.replace("LM", str(models / "lm" / "checkpoint_last.pt")).split()

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import build, sentences, sharpen, targets, variants
+from tiny import build, each, sentences, sharpen, targets, variants
 
 from fairseq_luna.modules.linear import Linear
 from fairseq_luna.modules.quant_noise import add_noise, block_noise
@@ -35,7 +35,7 @@ def test_blocks_are_zero_or_scaled(dtype):
 
 @pytest.mark.stock
 @variants
-@pytest.mark.parametrize("lengths", [(9, 7), (60, 50)], ids=["short", "long"])
+@pytest.mark.parametrize("lengths", each({"short": ((9, 7),), "long": ((60, 50),)}, ["long"]))
 def test_the_noise_of_every_projection_counts(settings, lengths):
     """In texts so long that projections move to the slots, and in fairseq's own attention, too."""
     model = sharpen(build(**{**settings, "projection_length": 3})).train()

@@ -295,7 +295,7 @@ def batch():
     return sentences([12, 5, 2]).to(DEVICE), targets([7, 9, 1]).to(DEVICE)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", each({name: name for name in MODELS}, ["paper's", "local"]))
 def test_a_model_trains_as_without_kernels(name, batch):
     assert_same_training(model_of(name).train(), 1e-5, *batch)
 

@@ -92,14 +92,11 @@ def trained(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
-    """A study that was killed once its second training had begun, and then taken up."""
+    """A study, made in two parts."""
     folder = tmp_path_factory.mktemp("a study")
     study, out = folder / "study.yaml", folder / "out"
     study.write_text(STUDY, encoding="utf-8")
-    process = subprocess.Popen(compare(study, data, out), env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    begun = out / "Luna-a-b" / "seed1" / "checkpoints" / "checkpoint_1_6.pt"
-    stop_when(lambda: begun.exists() and (out / "report.md").exists(), process)
-    assert "\n| Transformer |" in (out / "report.md").read_text(encoding="utf-8")  # what was done is reported
+    run(compare(study, data, out, "--models", "Transformer", "--seeds", 1))
     run(compare(study, data, out))
     return folder
 
@@ -209,6 +206,7 @@ def test_limits_that_follow_from_the_updates():
     assert limits_of(100, {"lr_scheduler.total_num_update": 5600}, 3)["lr_scheduler.total_num_update"] == 100
 
 
+@pytest.mark.release
 def test_a_study_within_minutes_from_one_file(tmp_path, here, compared, monkeypatch):
     """Two test sets, data in a file, two models side by side; then the same command again, one without --minutes."""
     study, out, file = tmp_path / "study.yaml", tmp_path / "out", tmp_path / "data.tar.xz"
@@ -281,6 +279,23 @@ def test_a_study_mended_goes_on_in_the_same_folder(tmp_path, data):
     report = (out / "report.md").read_text(encoding="utf-8")
     assert "deviation. 1 checkpoint(s) averaged, beam 3," in report
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+@pytest.mark.release
+def test_a_study_killed_in_its_second_training_goes_on(tmp_path, data):
+    study, out = tmp_path / "study.yaml", tmp_path / "out"
+    study.write_text(STUDY, encoding="utf-8")
+    words = compare(study, data, out, "--seeds", 1)
+    process = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    begun = out / "Luna-a-b" / "seed1" / "checkpoints" / "checkpoint_1_6.pt"
+    stop_when(lambda: begun.exists() and (out / "report.md").exists(), process)
+    assert "\n| Transformer |" in (out / "report.md").read_text(encoding="utf-8")  # what was done is reported
+    first = (out / "Transformer" / "seed1" / "checkpoints" / "checkpoint_last.pt").stat().st_mtime_ns
+    run(words)
+    assert (out / "Transformer" / "seed1" / "checkpoints" / "checkpoint_last.pt").stat().st_mtime_ns == first
+    assert "Loaded checkpoint" in (out / "Luna-a-b" / "seed1" / "train.log").read_text(encoding="utf-8")
+    models = json.loads((out / "report.json").read_text(encoding="utf-8"))["arms"]
+    assert [training["updates"] for model in models for training in model["trainings"]] == [12, 12]
 
 
 @pytest.mark.release

@@ -56,6 +56,7 @@ def test_a_part_ends_in_time_with_all_that_it_started(tmp_path):
     wait_until(lambda: not processes_with(child))
 
 
+@pytest.mark.release
 def test_failures_are_told_at_once(tmp_path):
     """Where the tests are stopped, the log says what has failed so far."""
     log, tests = tmp_path / "tests.log", tmp_path / "test_some.py"

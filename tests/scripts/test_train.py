@@ -356,6 +356,7 @@ def test_a_training_that_is_done_is_left_alone(data, one_process, tmp_path):
     assert (tmp_path / "both" / "done" / "data" / "manifest.json").exists()
 
 
+@pytest.mark.release
 def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path):
     """As what the setting's default is, and as nothing else; and of before architectures were models of their own.
 
@@ -399,6 +400,7 @@ task: {_name: translation, data: "???", source_lang: en, target_lang: de}
 """
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_a_yaml_that_names_an_architecture(data, tmp_path):
     """It is that one, and stays so when it goes on. Another model under its name does not go on."""
