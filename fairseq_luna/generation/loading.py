@@ -50,16 +50,31 @@ def check_precision(device: torch.device, precision: Optional[str]) -> None:
         raise Problem("precision int8 is for a CPU: add --cpu (in Python device='cpu'), or leave it out")
 
 
-def load(places: Sequence[Place], device: torch.device, precision: Optional[str]) -> Loaded:
+def check_slots(model: Any, name: str) -> None:
+    """Refuse a model whose slots do not follow the length of the source."""
+    encoder: Any = getattr(model, "encoder", None)
+    if getattr(encoder, "packed_embedding", None) is None:
+        raise Problem(f"tokens_per_slot is for models with slots, which that of {name} is not: leave it out")
+    if encoder.slot_count.fixed:
+        raise Problem(
+            f"the model of {name} was trained with --fix-projection-length, so that its slots do not follow the "
+            "source: leave tokens_per_slot out"
+        )
+
+
+def load(
+    places: Sequence[Place], device: torch.device, precision: Optional[str], tokens_per_slot: Optional[float] = None
+) -> Loaded:
     """Load models for translating, on a device.
 
     Args:
         places: of their files.
         device: on which they are to be.
         precision: see `Translator`.
+        tokens_per_slot: see `Translator`.
 
     Raises:
-        Problem: if a checkpoint cannot be loaded, or does not suit the precision.
+        Problem: if a checkpoint cannot be loaded, or does not suit the precision or the slots.
     """
     check_precision(device, precision)
     recipe = places[0].recipe
@@ -74,6 +89,9 @@ def load(places: Sequence[Place], device: torch.device, precision: Optional[str]
                 (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task(
                     [str(place.checkpoint)], overrides, task
                 )
+            if tokens_per_slot is not None:
+                check_slots(model, place.name)
+                model.encoder.slot_count.tokens_per_slot = tokens_per_slot
             lift_limits(model)
             set_precision(model, place.name, device, precision)
             with open_dict(cfg):

@@ -94,8 +94,7 @@ class Search:
             if field.name == "sampling_topk" or type(field.default) is int:
                 check_whole(field.name, value)
             elif field.name == "sampling_topp" or type(field.default) is float:
-                if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
-                    raise Problem(f"{field.name} must be a number, but is {value!r}")
+                check_number(field.name, value)
             elif not isinstance(value, type(field.default)):
                 kind = "a text" if field.default == "" else "True or False"
                 raise Problem(f"{field.name} must be {kind}, but is {value!r}")
@@ -118,6 +117,14 @@ class Search:
             if self.sampling_topp is not None:
                 found["sampling_topp"] = self.sampling_topp
         return found
+
+
+def check_number(name: str, value: Any, least: Optional[float] = None) -> None:
+    """Refuse a value that is no finite number, or too small a one."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise Problem(f"{name} must be a number, but is {value!r}")
+    if least is not None and value < least:
+        raise Problem(f"{name} must be at least {least:g}, but is {value}")
 
 
 def check_whole(name: str, value: Any, least: Optional[int] = None) -> None:

@@ -19,7 +19,7 @@ from .batches import by_length, collated
 from .draws import Draws
 from .inputs import Target, numbered, paired, windows
 from .loading import device_of, load
-from .options import MAX_TOKENS, Search, check_whole
+from .options import MAX_TOKENS, Search, check_number, check_whole
 from .packing import opened
 from .pieces import Pieces
 from .places import agree
@@ -55,9 +55,11 @@ class Translator:
             "int8", that of the products with the weights of a Luna. None for fp32 on a GPU, and on a CPU for the
             model's own `--inference-precision`, which is fp32 unless it was trained with another.
         batch_size: sentences that are translated at a time.
+        tokens_per_slot: a source of n tokens uses ceil(n / tokens_per_slot) slots. More tokens a slot are faster on
+            long sources, and translate worse unless the model was trained so. None for the model's own.
 
     Raises:
-        Problem: if there is no such model, the models do not go together, or the device does not suit.
+        Problem: if there is no such model, the models do not go together, or the device or the slots do not suit.
     """
 
     def __init__(
@@ -66,19 +68,22 @@ class Translator:
         device: Union[str, torch.device, None] = None,
         precision: Optional[str] = None,
         batch_size: int = 64,
+        tokens_per_slot: Optional[float] = None,
     ) -> None:
         if isinstance(places, (str, Path)):
             places = [places]
         if not places:
             raise Problem("no model is given to translate with")
         check_whole("batch_size", batch_size, 1)
+        if tokens_per_slot is not None:
+            check_number("tokens_per_slot", tokens_per_slot, 1)
         self.device, self.batch_size = device_of(device), batch_size
         with ExitStack() as unpacked:
             found = [unpacked.enter_context(opened(Path(place))) for place in places]
             recipe = found[0].recipe
             agree([place.recipe for place in found])
             recipe.load()
-            self.models, self.task = load(found, self.device, precision)
+            self.models, self.task = load(found, self.device, precision, tokens_per_slot)
         self.pieces = Pieces(recipe, self.task, self.models)
         self._lock = Lock()
 

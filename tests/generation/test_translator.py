@@ -366,6 +366,28 @@ def test_bad_devices_and_precisions_are_refused(folders):
     assert load(precision="int8").translate(SOURCES[:2]) == load().translate(SOURCES[:2])
 
 
+@pytest.mark.stock
+def test_tokens_that_share_a_slot(folders, tmp_path):
+    """As with a model of that setting; refused where there are no slots, or all are always used."""
+    state = torch.load(str(folders / "untied" / "model.pt"), map_location="cpu")
+    state["cfg"]["model"]["tokens_per_slot"] = 2.5
+    as_trained = Translator.from_run(folder_of(tmp_path / "trained so", state), device="cpu")
+    asked = Translator.from_run(folders / "untied", device="cpu", tokens_per_slot=2.5)
+    usual = Translator.from_run(folders / "untied", device="cpu")
+    found = [each.translate(SOURCES, details=True) for each in (as_trained, asked, usual)]
+    assert found[0] == found[1] and [each.score for each in found[1]] != [each.score for each in found[2]]
+    state["cfg"]["model"].update(tokens_per_slot=1.0, fix_projection_length=True)
+    for place, message in [
+        (folder_of(tmp_path / "fixed", state), "fixed was trained with --fix-projection-length"),
+        (folders / "transformer", "with slots, which that of .*transformer is not"),
+    ]:
+        with pytest.raises(Problem, match=message):
+            Translator.from_run(place, device="cpu", tokens_per_slot=2)
+    for value, message in (0.5, "must be at least 1, but is 0.5"), ("2", "must be a number, but is '2'"):
+        with pytest.raises(Problem, match=f"tokens_per_slot {message}"):
+            Translator.from_run(folders / "untied", device="cpu", tokens_per_slot=value)
+
+
 def test_a_folder_that_is_no_model(folders, tmp_path):
     with pytest.raises(Problem, match="holds no model .*model.pt is missing"):
         Translator.from_run(tmp_path)

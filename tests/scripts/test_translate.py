@@ -121,6 +121,16 @@ def test_nbest_of_an_ensemble(runs, translate):
 
 
 @pytest.mark.stock
+def test_tokens_that_share_a_slot(runs, translate):
+    """As by fairseq's --model-overrides."""
+    luna, sources = runs / "luna", text_of(runs, "test.en")
+    found = table(translate([luna], "--nbest", 1, "--tokens-per-slot", 3, lines=sources))
+    generate(luna, "--nbest", 1, "--lenpen", 1, "--", "--model-overrides", "{'tokens_per_slot': 3}")
+    same(table(generated(runs, "test.beam5.lenpen1.nbest1.de")), found)
+    assert [score for _, score, _ in table(translate([luna], "--nbest", 1, lines=sources))] != [row[1] for row in found]
+
+
+@pytest.mark.stock
 def test_constraints(runs, translate, tmp_path):
     """In the order given or in any; what they take beyond the usual length of a translation is added to it."""
     wanted = ["we\tdog", "", "tree " * 30, "cat\t\tthey and"]

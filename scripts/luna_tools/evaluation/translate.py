@@ -26,7 +26,13 @@ def main() -> None:
     from fairseq_luna import Translator
 
     device = "cpu" if args.cpu else None
-    translator = Translator(args.models, device=device, precision=args.precision, batch_size=args.batch_size)
+    translator = Translator(
+        args.models,
+        device=device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        tokens_per_slot=args.tokens_per_slot,
+    )
     lines = lines_of(args.files)
     if args.constraints:
         lines = map(constrained, lines)
@@ -85,6 +91,13 @@ def parse_args() -> argparse.Namespace:
         choices=("fp32", "fp16", "bf16", "int8"),
         help="lower is faster: bf16 or int8 of the products with a Luna's weights on a CPU, fp16 or bf16 of the whole "
         "model on a GPU (default: the model's own, fp32)",
+    )
+    parser.add_argument(
+        "--tokens-per-slot",
+        type=float,
+        metavar="R",
+        help="pack so many tokens of the source into a slot: more are faster on long sources, and translate worse "
+        "unless the model was trained so (default: the model's own, 1 unless it was trained otherwise)",
     )
     add_search_options(parser)
     args = parser.parse_intermixed_args()
