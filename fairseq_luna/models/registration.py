@@ -13,6 +13,12 @@ def camel_case(arch: str) -> str:
     return "".join(part.capitalize() for part in arch.split("_"))
 
 
+def same_field(config: Type[Any], name: str) -> Any:
+    """A field for a dataclass, with the default and the description that other settings have under that name."""
+    theirs = config.__dataclass_fields__[name]
+    return field(default=theirs.default, metadata=theirs.metadata)
+
+
 def config_of(
     arch: str, settings: Dict[str, Any], description: str, base: Type[Any], module: Dict[str, Any]
 ) -> Type[Any]:

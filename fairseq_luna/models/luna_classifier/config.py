@@ -7,7 +7,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
 from ..luna_transformer.config import LunaTransformerConfig
-from ..registration import config_of
+from ..registration import config_of, same_field
 
 POOLINGS = "mean", "first"
 Pooling = ChoiceEnum(POOLINGS)
@@ -25,8 +25,7 @@ SHARED = (
 
 
 def _shared(name: str) -> Any:
-    theirs = LunaTransformerConfig.__dataclass_fields__[name]
-    return name, theirs.type, field(default=theirs.default, metadata=theirs.metadata)
+    return name, LunaTransformerConfig.__dataclass_fields__[name].type, same_field(LunaTransformerConfig, name)
 
 
 LunaClassifierConfig = make_dataclass(
