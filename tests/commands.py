@@ -29,12 +29,12 @@ def fairseq(name, *args):
 
 
 def interpreter() -> str:
-    """A Python that has torch imported already, where the system can have one."""
+    """A Python that has torch and fairseq imported already, where the system can have one."""
     return warm.python() if sys.platform == "linux" else sys.executable
 
 
 def warmed(command: list, options: dict) -> list:
-    """A command, if of Python by one that has torch imported already."""
+    """A command, if of Python by one that has torch and fairseq imported already."""
     if command[0] == sys.executable and "preexec_fn" not in options:  # which would run in another process
         return [interpreter(), *command[1:]]
     return command

@@ -1,4 +1,4 @@
-"""Commands by the interpreter that has torch imported already end as by any other."""
+"""Commands by the interpreter that has torch and fairseq imported already end as by any other."""
 
 import os
 import signal
@@ -28,6 +28,8 @@ CODES = {
     "threads": "import threading, time; threading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()",
     "pool": "from concurrent.futures import ThreadPoolExecutor as T; T(1).submit(print, 'late')",
     "log": "import logging; print(logging.getLogger().handlers, logging.getLogger().level)",
+    "fairseq": "import fairseq, logging; log = logging.getLogger(); print(log.level, len(log.handlers), "
+    "log.handlers[0].formatter._fmt, fairseq.__spec__.origin, hasattr(fairseq, 'trainer'))",
     "interrupted": "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
     "handlers": "import signal; print([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)])",
 }

@@ -1,4 +1,4 @@
-"""An interpreter that has torch imported already, for the commands that tests run.
+"""An interpreter that has torch and fairseq imported already, for the commands that tests run.
 
 Importing torch and fairseq takes a process four seconds or more, which were most of the time of most commands here.
 `python()` is the path of a program that stands for the interpreter. `SCRIPT ...`, `-m MODULE ...` and `-c CODE ...`
@@ -28,7 +28,7 @@ import types
 from functools import lru_cache
 from pathlib import Path
 
-IMPORTED = "torch", "sacremoses", "matplotlib.figure", "fairseq", "fairseq.trainer"
+IMPORTED = "torch", "sacremoses", "fairseq"
 WITH_A_WORD = "-c", "-m"
 
 # not by a line #!INTERPRETER, which ends at a space
@@ -107,8 +107,11 @@ def client(interpreter: str, path: str) -> None:
 # ---- the server: forks a keeper for each program, which forks the command and waits for the end of either
 
 
-class Fairseq:
-    """Imports fairseq once more from what the server has of it, with the handler of logs that its import makes."""
+class KeptFairseq:
+    """Imports fairseq from what the server has of it, with the handler of logs that its import makes.
+
+    So a fairseq elsewhere on the path of a command is not found: a test of one needs the interpreter itself.
+    """
 
     def __init__(self) -> None:
         usual, self.logs = logging.basicConfig, []
@@ -135,7 +138,7 @@ class Fairseq:
 
 
 def serve(path: str) -> None:
-    sys.meta_path.insert(0, Fairseq())
+    sys.meta_path.insert(0, KeptFairseq())
     torch = sys.modules["torch"]
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports torch's compiler
     listening = socket.socket(socket.AF_UNIX)

@@ -54,7 +54,7 @@ def check_slots(model: Any, name: str) -> None:
     """Refuse a model whose slots do not follow the length of the source."""
     encoder: Any = getattr(model, "encoder", None)
     if getattr(encoder, "packed_embedding", None) is None:
-        raise Problem(f"tokens_per_slot is for models with slots, which that of {name} is not: leave it out")
+        raise Problem(f"the model of {name} has no slots: leave tokens_per_slot out")
     if encoder.slot_count.fixed:
         raise Problem(
             f"the model of {name} was trained with --fix-projection-length, so that its slots do not follow the "
@@ -91,7 +91,7 @@ def load(
                 )
             if tokens_per_slot is not None:
                 check_slots(model, place.name)
-                model.encoder.slot_count.tokens_per_slot = tokens_per_slot
+                model.encoder.slot_count.tokens_per_slot = model.cfg.tokens_per_slot = tokens_per_slot
             lift_limits(model)
             set_precision(model, place.name, device, precision)
             with open_dict(cfg):

@@ -119,12 +119,17 @@ class Search:
         return found
 
 
-def check_number(name: str, value: Any, least: Optional[float] = None) -> None:
-    """Refuse a value that is no finite number, or too small a one."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise Problem(f"{name} must be a number, but is {value!r}")
-    if least is not None and value < least:
+def check_number(name: str, value: Any, least: Optional[float] = None) -> float:
+    """A value as a float; refused if it is no finite number, or too small a one."""
+    try:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise Problem(f"{name} must be a number, but is {value!r}")
+        number = float(value)
+    except OverflowError:
+        raise Problem(f"{name} is too large a number") from None
+    if least is not None and number < least:
         raise Problem(f"{name} must be at least {least:g}, but is {value}")
+    return number
 
 
 def check_whole(name: str, value: Any, least: Optional[int] = None) -> None:

@@ -55,8 +55,9 @@ class Translator:
             "int8", that of the products with the weights of a Luna. None for fp32 on a GPU, and on a CPU for the
             model's own `--inference-precision`, which is fp32 unless it was trained with another.
         batch_size: sentences that are translated at a time.
-        tokens_per_slot: a source of n tokens uses ceil(n / tokens_per_slot) slots. More tokens a slot are faster on
-            long sources, and translate worse unless the model was trained so. None for the model's own.
+        tokens_per_slot: a source of n tokens uses ceil(n / tokens_per_slot) slots, and the projection length at most.
+            Fewer slots translate worse unless the model was trained so. All models must have slots. None for the
+            models' own.
 
     Raises:
         Problem: if there is no such model, the models do not go together, or the device or the slots do not suit.
@@ -76,7 +77,7 @@ class Translator:
             raise Problem("no model is given to translate with")
         check_whole("batch_size", batch_size, 1)
         if tokens_per_slot is not None:
-            check_number("tokens_per_slot", tokens_per_slot, 1)
+            tokens_per_slot = check_number("tokens_per_slot", tokens_per_slot, 1)
         self.device, self.batch_size = device_of(device), batch_size
         with ExitStack() as unpacked:
             found = [unpacked.enter_context(opened(Path(place))) for place in places]

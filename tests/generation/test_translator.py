@@ -367,7 +367,7 @@ def test_bad_devices_and_precisions_are_refused(folders):
 
 
 @pytest.mark.stock
-def test_tokens_that_share_a_slot(folders, tmp_path):
+def test_tokens_that_share_a_slot(folders, packed, tmp_path):
     """As with a model of that setting; refused where there are no slots, or all are always used."""
     state = torch.load(str(folders / "untied" / "model.pt"), map_location="cpu")
     state["cfg"]["model"]["tokens_per_slot"] = 2.5
@@ -376,14 +376,23 @@ def test_tokens_that_share_a_slot(folders, tmp_path):
     usual = Translator.from_run(folders / "untied", device="cpu")
     found = [each.translate(SOURCES, details=True) for each in (as_trained, asked, usual)]
     assert found[0] == found[1] and [each.score for each in found[1]] != [each.score for each in found[2]]
+    # each model of an ensemble, and one out of a file
+    (tmp_path / "packed").write_bytes(packed.read_bytes())
+    both = Translator([folders / "untied", tmp_path / "packed"], device="cpu", tokens_per_slot=2.5)
+    close(both.translate(SOURCES, details=True), found[0])
     state["cfg"]["model"].update(tokens_per_slot=1.0, fix_projection_length=True)
     for place, message in [
         (folder_of(tmp_path / "fixed", state), "fixed was trained with --fix-projection-length"),
-        (folders / "transformer", "with slots, which that of .*transformer is not"),
+        (folders / "transformer", "the model of .*transformer has no slots"),
     ]:
         with pytest.raises(Problem, match=message):
             Translator.from_run(place, device="cpu", tokens_per_slot=2)
-    for value, message in (0.5, "must be at least 1, but is 0.5"), ("2", "must be a number, but is '2'"):
+    for value, message in [
+        (0.5, "must be at least 1, but is 0.5"),
+        ("2", "must be a number, but is '2'"),
+        (math.nan, "must be a number, but is nan"),
+        (10**400, "is too large a number"),
+    ]:
         with pytest.raises(Problem, match=f"tokens_per_slot {message}"):
             Translator.from_run(folders / "untied", device="cpu", tokens_per_slot=value)
 

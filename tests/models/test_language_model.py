@@ -9,6 +9,7 @@ from commands import ROOT, assert_resumes, fairseq, run
 from fairseq import options, tasks
 from fairseq.dataclass.initialize import add_defaults
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from fairseq.sequence_generator import SequenceGenerator
 from omegaconf import OmegaConf
 from tiny import EOS, PAD, dictionary, sharpen, targets
@@ -290,3 +291,11 @@ def test_positions_reach_as_far_as_the_task_says(tmp_path, road, positions):
     built = tasks.setup_task(cfg.task).build_model(cfg.model)
     assert built.max_positions() == (positions or 200) and built.cfg.projection_length == 16
     assert type(built).__name__ == "LunaLmTinyModel"
+
+
+def test_settings_of_the_transformer_have_its_defaults():
+    theirs = TransformerLanguageModelConfig.__dataclass_fields__
+    ours = {name: field.default for name, field in LunaLanguageModelConfig.__dataclass_fields__.items()}
+    both = [name for name in ours if name in theirs and name not in ("adaptive_input", "character_embeddings")]
+    assert len(both) > 25
+    assert {name: ours[name] for name in both} == {name: theirs[name].default for name in both}

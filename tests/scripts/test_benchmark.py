@@ -39,7 +39,10 @@ def release(*values):
             ["8:100", "100:100"],
         ),
         release(
-            "operator", "fp32", ["naive", "chunk-decaying", "luna-5", "luna-16-untied-decaying-unfused"], ["8:100"]
+            "operator",
+            "bf16",
+            ["naive", "chunk-decaying", "luna-5", "luna-16-untied-decaying-unfused"],
+            ["8:100", "100:100"],
         ),
     ],
 )

@@ -21,7 +21,7 @@ def _help(text: str) -> Dict[str, str]:
     return {"help": text}
 
 
-def same(name: str) -> Any:
+def _same(name: str) -> Any:
     """A setting as the translation model has it."""
     return same_field(LunaTransformerConfig, name)
 
@@ -36,9 +36,9 @@ class LunaLanguageModelConfig(FairseqDataclass):
     arch: str = field(default="luna_lm", metadata=_help("the architecture that the settings below are of"))
 
     # Luna
-    projection_length: int = same("projection_length")
-    untie_luna_kv: bool = same("untie_luna_kv")
-    causal_activation: CausalActivation = same("causal_activation")
+    projection_length: int = _same("projection_length")
+    untie_luna_kv: bool = _same("untie_luna_kv")
+    causal_activation: CausalActivation = _same("causal_activation")
     causal_mean: CausalMean = field(
         default="uniform",
         metadata=_help(
@@ -49,42 +49,42 @@ class LunaLanguageModelConfig(FairseqDataclass):
     # decoder
     decoder_embed_dim: int = field(default=512, metadata=_help("dimension of the decoder"))
     decoder_ffn_embed_dim: int = field(default=2048, metadata=_help("dimension of the feed-forward"))
-    decoder_layers: int = same("decoder_layers")
-    decoder_attention_heads: int = same("decoder_attention_heads")
-    decoder_normalize_before: bool = same("decoder_normalize_before")
-    no_decoder_final_norm: bool = same("no_decoder_final_norm")
-    decoder_learned_pos: bool = same("decoder_learned_pos")
-    decoder_layerdrop: float = same("decoder_layerdrop")
-    decoder_layers_to_keep: Any = same("decoder_layers_to_keep")
+    decoder_layers: int = _same("decoder_layers")
+    decoder_attention_heads: int = _same("decoder_attention_heads")
+    decoder_normalize_before: bool = _same("decoder_normalize_before")
+    no_decoder_final_norm: bool = _same("no_decoder_final_norm")
+    decoder_learned_pos: bool = _same("decoder_learned_pos")
+    decoder_layerdrop: float = _same("decoder_layerdrop")
+    decoder_layers_to_keep: Any = _same("decoder_layers_to_keep")
 
     # regularisation and activation
-    dropout: float = same("dropout")
-    attention_dropout: float = same("attention_dropout")
-    activation_dropout: float = same("activation_dropout")
+    dropout: float = _same("dropout")
+    attention_dropout: float = _same("attention_dropout")
+    activation_dropout: float = _same("activation_dropout")
     word_dropout: float = field(default=0.0, metadata=_help("probability of dropout of whole tokens"))
-    activation_fn: ActivationFn = same("activation_fn")
-    quant_noise_pq: float = same("quant_noise_pq")
-    quant_noise_pq_block_size: int = same("quant_noise_pq_block_size")
+    activation_fn: ActivationFn = _same("activation_fn")
+    quant_noise_pq: float = _same("quant_noise_pq")
+    quant_noise_pq_block_size: int = _same("quant_noise_pq_block_size")
 
     # memory in training
-    checkpoint_activations: bool = same("checkpoint_activations")
-    offload_activations: bool = same("offload_activations")
-    min_params_to_wrap: int = same("min_params_to_wrap")
-    export: bool = same("export")
+    checkpoint_activations: bool = _same("checkpoint_activations")
+    offload_activations: bool = _same("offload_activations")
+    min_params_to_wrap: int = _same("min_params_to_wrap")
+    export: bool = _same("export")
 
     # generation
-    inference_precision: InferencePrecision = same("inference_precision")
+    inference_precision: InferencePrecision = _same("inference_precision")
 
     # embeddings and positions
     share_decoder_input_output_embed: bool = field(default=False, metadata=_help("use one embedding for both sides"))
-    layernorm_embedding: bool = same("layernorm_embedding")
-    no_scale_embedding: bool = same("no_scale_embedding")
+    layernorm_embedding: bool = _same("layernorm_embedding")
+    no_scale_embedding: bool = _same("no_scale_embedding")
     no_token_positional_embeddings: bool = field(default=False, metadata=_help("leave out positions of tokens"))
 
     # adaptive softmax
-    adaptive_softmax_cutoff: Optional[List[int]] = same("adaptive_softmax_cutoff")
-    adaptive_softmax_dropout: float = same("adaptive_softmax_dropout")
-    adaptive_softmax_factor: float = same("adaptive_softmax_factor")
+    adaptive_softmax_cutoff: Optional[List[int]] = _same("adaptive_softmax_cutoff")
+    adaptive_softmax_dropout: float = _same("adaptive_softmax_dropout")
+    adaptive_softmax_factor: float = _same("adaptive_softmax_factor")
 
     # refused, unless off
     adaptive_input: bool = refused(

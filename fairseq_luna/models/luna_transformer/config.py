@@ -51,7 +51,7 @@ class LunaTransformerConfig(RefusedSettings):
         default=1.0,
         metadata=_help(
             "tokens of the source that share a slot: n tokens use n / this slots, rounded up, and --projection-length "
-            "at most (can be changed for generation by --model-overrides)"
+            "at most (can be changed for generation by --model-overrides, or translate.sh --tokens-per-slot)"
         ),
     )
     most_tokens_per_slot: Optional[float] = field(
@@ -264,7 +264,7 @@ class LunaTransformerConfig(RefusedSettings):
     adaptive_softmax_cutoff: Optional[List[int]] = field(
         default=None,
         metadata=_help(
-            "words of the target's dictionary at which bands of rarer words begin, as 2000,10000: rarer ones have "
+            "words of the predicted dictionary at which bands of rarer words begin, as 2000,10000: rarer ones have "
             "fewer weights (train by --criterion adaptive_loss --ddp-backend legacy_ddp)"
         ),
     )

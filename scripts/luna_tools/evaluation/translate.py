@@ -96,8 +96,8 @@ def parse_args() -> argparse.Namespace:
         "--tokens-per-slot",
         type=float,
         metavar="R",
-        help="pack so many tokens of the source into a slot: more are faster on long sources, and translate worse "
-        "unless the model was trained so (default: the model's own, 1 unless it was trained otherwise)",
+        help="pack R tokens of the source into a slot; a source uses --projection-length slots at most. More tokens a "
+        "slot translate worse unless the model was trained so (default: the model's own, which is 1 by default)",
     )
     add_search_options(parser)
     args = parser.parse_intermixed_args()

@@ -254,12 +254,12 @@ class Training:
             known = ", ".join(sorted(layout.stem for layout in folder.glob("*.yaml")))
             raise Problem(
                 f"there is no {path} for {total} process(es): of those there ({known}) choose by layout=NAME, and say "
-                "by optimization.update_freq=[N] how many batches each process takes for an update"
+                "by 'optimization.update_freq=[N]' how many batches each process takes for an update"
             )
         meant = OmegaConf.load(str(path)).distributed_training.distributed_world_size
         if meant != total and "optimization.update_freq" not in self.given:
             raise Problem(
                 f"layout={asked} is for {meant} process(es), but this training has {total}: choose another, or say by "
-                "optimization.update_freq=[N] how many batches each process takes for an update"
+                "'optimization.update_freq=[N]' how many batches each process takes for an update"
             )
         return {"layout": asked}
