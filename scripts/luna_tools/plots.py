@@ -32,7 +32,7 @@ def draw(log: TrainingLog, path: Path, title: str) -> None:
     figure, axes = figure_for(path, 7)
     if not figure:
         return
-    curves, label = {"train": log.train, "valid": log.valid}, "negative log-likelihood (nats per piece)"
+    curves, label = {"train": log.train, "valid": log.valid}, "negative log-likelihood (nats per token)"
     if log.accuracies["valid"]:
         curves, label = log.accuracies, "accuracy (%)"
     for name, points in curves.items():
@@ -57,7 +57,7 @@ def draw_curves(curves: Dict[str, List[Dict[str, float]]], path: Path) -> None:
         if len(trainings) > 1:
             lowest, highest = [min(row) for row in rows], [max(row) for row in rows]
             axes.fill_between(updates, lowest, highest, color=line.get_color(), alpha=0.15)
-    axes.set(xlabel="updates", ylabel="validation nll (nats per piece)")
+    axes.set(xlabel="updates", ylabel="validation nll (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, path)

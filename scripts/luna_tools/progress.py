@@ -12,7 +12,7 @@ RECORD = re.compile(r'\b(train_inner|valid)\b[^{]*(\{"epoch".*\})\s*$')
 
 
 class TrainingLog:
-    """The figures of a training by number of updates: losses in nats per piece, or per text of a classifier."""
+    """The figures of a training by number of updates: losses in nats per token, or per text of a classifier."""
 
     def __init__(self) -> None:
         self.train: Dict[int, float] = {}
@@ -71,7 +71,7 @@ class TrainingLog:
         """The latest of each, ready to be shown."""
         shown = {}
         if self.train:
-            shown = {"train nll": f"{latest(self.train):.3f}", "words/s": f"{self.words_per_second:.0f}"}
+            shown = {"train nll": f"{latest(self.train):.3f}", "tokens/s": f"{self.words_per_second:.0f}"}
         if self.valid:
             shown["valid nll"] = f"{latest(self.valid):.3f}"
         if self.accuracies["valid"]:

@@ -27,13 +27,13 @@ def test_translation(tmp_path):
     log = read(TRANSLATION, tmp_path)
     assert (log.parameters, log.updates, log.typical_words_per_second()) == (1234, 20, 20)
     assert log.valid == {20: pytest.approx(2 * math.log(2))}
-    assert log.figures() == {"train nll": "2.079", "words/s": "30", "valid nll": "1.386"}
+    assert log.figures() == {"train nll": "2.079", "tokens/s": "30", "valid nll": "1.386"}
 
 
 def test_a_classifier_tells_its_accuracy(tmp_path):
     """Its loss is one of texts: fairseq divides the other one by their tokens, which says nothing."""
     log = read(CLASSIFIER, tmp_path)
-    assert log.figures() == {"train nll": "1.386", "words/s": "9", "valid nll": "0.693", "valid accuracy": "62.5 %"}
+    assert log.figures() == {"train nll": "1.386", "tokens/s": "9", "valid nll": "0.693", "valid accuracy": "62.5 %"}
     draw(log, tmp_path / "curve.png", "a classifier")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 

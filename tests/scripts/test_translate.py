@@ -241,7 +241,7 @@ def test_a_sentence_longer_than_a_batch(runs):
         on_line(f"AssertionError: {failed.value}")
         raise Problem("this command failed")
 
-    with pytest.raises(Problem, match="more pieces than a batch .*max_tokens=8.*: give a larger --max-tokens"):
+    with pytest.raises(Problem, match="more tokens than a batch .*max_tokens=8.*: give a larger --max-tokens"):
         search_by([], runs / "data", runner, Namespace(n=0, total=1))
 
 

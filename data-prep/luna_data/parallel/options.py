@@ -28,21 +28,21 @@ def add_options(parser: argparse.ArgumentParser, max_length: int, max_ratio: flo
         type=count,
         default=5000,
         metavar="N",
-        help="drop training pairs with a longer side, before they are cut into pieces (default %(default)s)",
+        help="drop training pairs with a longer side, before they are cut into tokens (default %(default)s)",
     )
     parser.add_argument(
         "--max-length",
         type=count,
         default=max_length,
         metavar="N",
-        help="drop training pairs with more pieces on a side (default %(default)s)",
+        help="drop training pairs with more tokens on a side (default %(default)s)",
     )
     parser.add_argument(
         "--max-ratio",
         type=ratio,
         default=max_ratio,
         metavar="X",
-        help="drop training pairs with over X times as many pieces on one side (default %(default)s)",
+        help="drop training pairs with over X times as many tokens on one side (default %(default)s)",
     )
     add_workers(parser)
 

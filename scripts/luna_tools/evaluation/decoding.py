@@ -9,7 +9,7 @@ from fairseq_luna.files import read_lines
 from luna_tools.console import count
 
 SCORE = (
-    "SCORE is fairseq's, as its H- lines have it: the sum of the base 2 logarithms of the probabilities of all pieces "
+    "SCORE is fairseq's, as its H- lines have it: the sum of the base 2 logarithms of the probabilities of all tokens "
     "and the end of the sentence, over their number to the power of --lenpen"
 )
 
@@ -43,15 +43,15 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--sampling",
         action="store_true",
-        help="draw each piece by its probability in place of the beam search: one translation, or the N of --nbest",
+        help="draw each token by its probability in place of the beam search: one translation, or the N of --nbest",
     )
     few = sampling.add_mutually_exclusive_group()
-    few.add_argument("--sampling-topk", type=count, metavar="K", help="of the K likeliest pieces alone")
+    few.add_argument("--sampling-topk", type=count, metavar="K", help="only from the K likeliest tokens")
     few.add_argument(
-        "--sampling-topp", type=share, metavar="P", help="of the likeliest pieces alone that have P of the probability"
+        "--sampling-topp", type=share, metavar="P", help="only from the likeliest tokens that have P of the probability"
     )
     sampling.add_argument(
-        "--temperature", type=temperature, metavar="T", help="below 1 likely pieces are drawn more often (default 1)"
+        "--temperature", type=temperature, metavar="T", help="below 1 likely tokens are drawn more often (default 1)"
     )
     sampling.add_argument("--seed", type=int, metavar="N", help="another seed draws others (default 1)")
 
@@ -102,7 +102,7 @@ def search_settings(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 
 def possible(settings: Dict[str, Any], dictionary: Path) -> Dict[str, Any]:
-    """Settings of the search that draw from no more pieces than the dictionary of the target has."""
+    """Settings of the search that draw from no more tokens than the dictionary of the target has."""
     few = settings.get("sampling_topk")
     if few is None:
         return settings

@@ -76,7 +76,7 @@ def parse_args() -> Tuple[argparse.Namespace, Extras]:
     )
     parser.add_argument("--lenpen", type=float, default=0.6, metavar="X", help="length penalty (default %(default)s)")
     parser.add_argument(
-        "--prefix-size", type=count, metavar="N", help="each hypothesis begins with the first N pieces of its reference"
+        "--prefix-size", type=count, metavar="N", help="each hypothesis begins with the first N tokens of its reference"
     )
     parser.add_argument(
         "--constraints",

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="what data-prep/ made (default RUN_DIR/data)")
     parser.add_argument("--beam", type=count, default=5, metavar="B", help="default %(default)s")
     parser.add_argument(
-        "--max-tokens", type=count, default=4096, metavar="N", help="pieces of source in a batch (default %(default)s)"
+        "--max-tokens", type=count, default=4096, metavar="N", help="tokens of source in a batch (default %(default)s)"
     )
     half = parser.add_mutually_exclusive_group()
     half.add_argument("--fp16", action="store_true", help="in half precision, on a GPU")

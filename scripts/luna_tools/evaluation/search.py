@@ -63,7 +63,7 @@ def search_by(command: List[str], data: Path, runner: Callable, shown: Any) -> D
         if not too_long and not too_many:
             raise
     if too_many:
-        raise Problem(f"a sentence has more pieces than a batch ({too_many[0]}): give a larger --max-tokens")
+        raise Problem(f"a sentence has more tokens than a batch ({too_many[0]}): give a larger --max-tokens")
     if too_long:
         raise Problem(
             f"{shown.n:,} hypotheses came for the {shown.total:,} references: some sentence is longer than the model's "

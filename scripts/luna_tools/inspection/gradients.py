@@ -2,7 +2,7 @@
 
 Rows are, for one batch and then the mean of all,
 
-  loss               as in training, smoothed, in nats per piece
+  loss               as in training, smoothed, in nats per token
   reaches the source norm of the gradient at the embeddings of the source, by all ways
   tells apart        share of its square that is left when the mean over the positions of each sentence is taken away:
                      what could tell one source word from another

@@ -123,7 +123,7 @@ class LanguageModels:
             self.find_texts()
         self.check_settings()
         if not self.data.exists():
-            say(f"preparing the text, {VOCABULARY:,} pieces")
+            say(f"preparing the text, a vocabulary of {VOCABULARY:,} tokens")
             self.prepare()
         self.check_beginnings()
         import_plugin()
@@ -242,7 +242,7 @@ class LanguageModels:
         for line, pieces in zip(lines, self.recipe().encode(lines)):
             if len(pieces) > least // 2:
                 raise Problem(
-                    f"this beginning has {len(pieces)} pieces, but of a context of {least} it may take "
+                    f"this beginning has {len(pieces)} tokens, but of a context of {least} it may take "
                     f"{least // 2}: {line}. Shorten it, or give others by --beginnings"
                 )
 

@@ -25,7 +25,7 @@ def report(out: Path, results: Dict[str, Any]) -> None:
     if len({run["context"] for run in runs}) > 1:
         picture, across = out / "perplexity.png", "context in training, tokens"
         draw_by_tokens(
-            runs, "context", lambda run: run["perplexity"], picture, across, "perplexity per piece of the test set"
+            runs, "context", lambda run: run["perplexity"], picture, across, "perplexity per token of the test set"
         )
         notes.append("![Perplexity by context](perplexity.png)")
     notes += [f"`{command}`" for command in results["commands"]]
@@ -49,8 +49,8 @@ def row(run: Dict[str, Any]) -> List[str]:
 def notes_on(runs: List[Dict[str, Any]]) -> str:
     machines = names_of(run["machine"] for run in runs)
     return (
-        "Perplexity per piece of the test set, of the model with the lowest validation loss, by fairseq-eval-lm: "
-        "each piece is predicted from at least three quarters of the context (`--context-window`), where the text has "
+        "Perplexity per token of the test set, of the model with the lowest validation loss, by fairseq-eval-lm: "
+        "each token is predicted from at least three quarters of the context (`--context-window`), where the text has "
         "as many before it. Speed and memory are those of the training process (of one that was not killed), on "
         f"{machines}; on a CPU memory is all that the process held at its peak, imports included."
     )

@@ -21,7 +21,7 @@ def window_of(tokens: int) -> int:
 
 
 def perplexity(data: Path, model: Path, tokens: int, cpu: bool) -> Tuple[float, str]:
-    """Perplexity per piece of the test set, and the command that measures it.
+    """Perplexity per token of the test set, and the command that measures it.
 
     Args:
         data: what fairseq-preprocess made.

@@ -209,7 +209,7 @@ class Quickstart:
         print("\n" + (self.out / "examples.md").read_text(encoding="utf-8"))
         say(
             f"{report['arch']}, {report['parameters']:,} parameters, {report['updates']:,} updates, "
-            f"best validation {report['best valid nll (nats per piece)']:.3f} nats per piece"
+            f"best validation {report['best valid nll (nats per piece)']:.3f} nats per token"
         )
         for name in "BLEU", "chrF":
             say(f"{name} {report[name]['score']:.2f} ({report[name]['signature']})")

@@ -73,7 +73,7 @@ class Report:
             rows = [[model["name"], *self.scores(model["name"], test, known)] for model in models]
             heads = ["model", *SCORES, "BLEU of seeds", *(f"{name} against {self.baseline} (p)" for name in SCORES)]
             if number == 0:  # with the figures of the training
-                heads[1:1] = ["parameters", "updates", "words/s", "peak memory", "best valid nll"]
+                heads[1:1] = ["parameters", "updates", "tokens/s", "peak memory", "best valid nll"]
                 for row, model in zip(rows, models):
                     row[1:1] = training(known[model["name"]])
             parts.append(table_of([heads, *rows]))
@@ -126,7 +126,7 @@ class Report:
             "Where there are several seeds, the mean ± the standard deviation. "
             f"{' or '.join(map(str, averaged))} checkpoint(s) averaged, beam {self.decoding['beam']}, length penalty "
             f"{self.decoding['lenpen']:g}; {sentences} test sentences. nll in nats per "
-            "piece. Paired bootstrap test, seed by seed: the difference, and how likely one as large is by the choice "
+            "token. Paired bootstrap test, seed by seed: the difference, and how likely one as large is by the choice "
             f"of sentences alone; the least p that {RESAMPLES:,} resamples can tell is {1 / (RESAMPLES + 1):.3f}. "
             f"Speed and memory of training with {' or '.join(map(str, together))} at once on "
             f"{machines}; memory of sessions that were not killed.",

@@ -146,6 +146,7 @@ class Training:
     def train(self, process: List[str]) -> None:
         log_path = self.out / "train.log"
         where = "the CPU" if self.cpu else "GPUs"
+        title = " by ".join(dict.fromkeys((self.out.name, self.config.stem)))
         say(f"{self.config.stem} with {self.processes} process(es) on {where}, into {self.out}")
         try:
             watch(self.command(process), log_path)
@@ -153,7 +154,7 @@ class Training:
             # of several machines one alone has seen the figures, and all draw into the same file
             with alone(self.out, wait=True) if self.nodes > 1 else nullcontext():
                 log = TrainingLog.read(log_path)
-                draw(log, self.out / "learning-curve.png", f"{self.out.name} ({self.config.stem})")
+                draw(log, self.out / "learning-curve.png", title)
         figures = ", ".join(f"{key} {value}" for key, value in log.figures().items())
         say(f"{log.updates:,} updates done: {figures}")
 
