@@ -123,6 +123,7 @@ def test_unknown_words_are_replaced_by_source_words(data, short, tmp_path, flags
         assert found[i] and set(found[i]) <= set(line.split())
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_killed_and_gone_on_equals_never_killed(data, tmp_path):
     """SIGKILL in the middle of saving; dropout is on, so that seeds count."""

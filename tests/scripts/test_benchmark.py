@@ -102,6 +102,7 @@ def crew_of(command, *names, user_dir=None):
     return Crew(args, [spec_of(name, args) for name in names], shared=True), line, said
 
 
+@pytest.mark.release
 def test_models_that_share_processes():
     """They are timed in one, counted in another, and both stay; one that fails takes no other along."""
     crew, line, said = crew_of("operator", "naive", "fla-gsa", "luna-5")
