@@ -1,14 +1,9 @@
 """Sizes that what is captured in graphs is made for: few, for it should serve many batches."""
 
 
-def some(sentences: int) -> int:
+def some(n: int) -> int:
     """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...: at most a quarter more."""
-    return upwards(sentences, 1 << max(0, (sentences - 1).bit_length() - 3))
-
-
-def many(n: int) -> int:
-    """The next of 1 to 16, 18, 20, ..., 32, 36, ...: at most an eighth more."""
-    return upwards(n, 1 << max(0, (n - 1).bit_length() - 4))
+    return upwards(n, 1 << max(0, (n - 1).bit_length() - 3))
 
 
 def upwards(n: int, step: int) -> int:

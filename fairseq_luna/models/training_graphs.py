@@ -1,7 +1,7 @@
 """Training by CUDA graphs: all layers forward are one launch, and all backward another.
 
 Launched one by one, their kernels keep a GPU waiting for the host at common sizes of a batch. Batches are padded to a
-few shapes. A shape that has come several times is captured, and replayed from then on. Some updates run without graphs:
+few shapes, which are captured and from then on replayed (see `shapes.py`). Some updates run without graphs:
 with layers that are drawn or computed again, quantisation noise, attention that is read, autocast, or hooks of modules,
 and while an earlier batch still waits for its backward pass. Dropout draws other numbers than without graphs.
 FAIRSEQ_LUNA_GRAPHS=0 in the environment turns them off.
@@ -9,8 +9,7 @@ FAIRSEQ_LUNA_GRAPHS=0 in the environment turns them off.
 
 import warnings
 import weakref
-from collections import Counter
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import torch
 import torch.nn as nn
@@ -21,14 +20,10 @@ from torch import Tensor
 
 from ..ops import dispatch
 from .capture import SWITCH, can_capture, record
-from .sizes import many, upwards
+from .shapes import Shapes
 from .static_pass import Arena, Inputs, StaticPass, trained
 
-COMMON = 3  # a shape that has come so many times is captured when it comes again
-MOST = 64  # shapes
 PREVENTING = ("checkpoint_activations", "quant_noise_pq", "encoder_layerdrop", "decoder_layerdrop")
-
-Shape = Tuple[int, ...]  # sentences, and the length of each batch of tokens
 
 
 class Stack(NamedTuple):
@@ -61,8 +56,7 @@ class TrainingGraphs:
         self.begun = self.now()
         self.parameters = trained(stack.modules)
         self.passes: Dict[Any, StaticPass] = {}  # by shape, and by which of its inputs have gradients
-        self.seen: Counter[Shape] = Counter()
-        self.most = MOST
+        self.shapes = Shapes()
         self.arena = Arena()
         self.underway: Optional[weakref.ref[Ticket]] = None  # whose gradients are to be made
         self.turn = torch.zeros(1, dtype=torch.int32, device=self.parameters[0].device)  # of all dropouts
@@ -96,15 +90,14 @@ class TrainingGraphs:
 
     def features(self, *tokens: Tensor) -> Optional[Tensor]:
         """Features (B, n, D) of the last of some batches of tokens, (B, n) each; None where no graph is to run."""
-        shape = shape_of(tokens)
-        self.seen[shape] += 1
+        shape = self.shapes.of((len(tokens[0]), *(x.size(1) for x in tokens)))
         waits = self.underway is not None and self.underway() is not None
-        if self.seen[shape] <= COMMON or not self.most or waits or self.is_watched():
+        if shape is None or waits or self.is_watched():
             return None
         inputs = self.stack.enter(*map(padded, tokens, [shape[0]] * len(tokens), shape[1:], self.stack.dictionaries))
         key = shape, tuple(x is not None and x.requires_grad for x in inputs)
         if key not in self.passes:
-            made = self.capture_pass(inputs) if len(self.passes) < self.most else None
+            made = self.capture_pass(inputs)
             if made is None:
                 return None
             self.passes[key] = made
@@ -135,7 +128,8 @@ class TrainingGraphs:
                 stacklevel=2,
             )
             # with all their memory, which may be what there was too little of
-            self.most, self.arena, self.pool = 0, Arena(), None
+            self.shapes.most, self.arena, self.pool = 0, Arena(), None
+            self.shapes.captured.clear()
             self.passes.clear()
             return None
         return made
@@ -163,11 +157,6 @@ def trains(*modules: nn.Module) -> bool:
     """Whether gradients of modules in training are made, in one dtype."""
     # of CUDA, as every torch understands it
     return all(module.training for module in modules) and torch.is_grad_enabled() and not torch.is_autocast_enabled()
-
-
-def shape_of(tokens: Tuple[Tensor, ...]) -> Shape:
-    """The shape that batches of tokens, (B, n) each, are padded to: one of few, and as large at least."""
-    return (many(len(tokens[0])), *(upwards(many(x.size(1)), 8) for x in tokens))
 
 
 def padded(tokens: Tensor, sentences: int, length: int, dictionary: Dictionary) -> Tensor:

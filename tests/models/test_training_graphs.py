@@ -7,6 +7,7 @@ them.
 import copy
 import gc
 import pickle
+import random
 import warnings
 
 import pytest
@@ -14,9 +15,9 @@ import torch
 from test_language_model import build as build_lm
 from tiny import PAD, VARIANTS, build, sentences, targets, variants
 
-from fairseq_luna.models import training_graphs
-from fairseq_luna.models.sizes import many
-from fairseq_luna.models.training_graphs import COMMON, TrainingGraphs, shape_of
+from fairseq_luna.models import shapes, training_graphs
+from fairseq_luna.models.shapes import COMMON, MOST, ROOM, Shapes, holds, rounded, tokens
+from fairseq_luna.models.training_graphs import TrainingGraphs
 from fairseq_luna.ops import dispatch
 
 pytest.importorskip("torch", minversion="2.1")
@@ -36,7 +37,7 @@ def batch(lengths, target_lengths):
     return sentences(lengths).to(DEVICE), targets(target_lengths).to(DEVICE)
 
 
-# of two shapes, of which the first is no larger than its bucket and the second is smaller
+# of one shape that comes as it is, and of two that are rounded to one
 BATCHES = [([8, 5, 2, 8], [8, 7, 1, 3]), ([12, 5, 2], [7, 9, 1]), ([7, 8, 1, 3], [5, 8, 1, 2]), ([11, 9, 2], [9, 9, 9])]
 
 
@@ -121,7 +122,7 @@ def warm(model, source, prev):
     for _ in range(COMMON + 1):
         loss_of(model, source, prev).backward()
     model.zero_grad(set_to_none=True)
-    assert shape_of((source, prev)) in [shape for shape, _ in model.graphs.passes]
+    assert (len(source), source.size(1), prev.size(1)) in [shape for shape, _ in model.graphs.passes]
 
 
 def test_a_batch_that_comes_between_goes_another_way():
@@ -273,17 +274,43 @@ def test_a_model_is_copied_and_pickled_without_its_graphs():
 
 
 def test_only_so_many_shapes_are_captured(monkeypatch):
-    monkeypatch.setattr(training_graphs, "MOST", 1)
+    monkeypatch.setattr(shapes, "MOST", 1)
     plain, fixed = pair()
     assert_same(plain, fixed, [train(model, BATCHES) for model in (plain, fixed)])
     assert len(fixed.graphs.passes) == 1
 
 
-def test_shapes_are_few_and_not_much_larger():
-    assert [many(n) for n in (1, 15, 17, 30, 33, 250, 1024, 4000)] == [1, 15, 18, 30, 36, 256, 1024, 4096]
-    assert len({many(n) for n in range(1, 4097)}) < 100
-    assert all(n <= many(n) <= n * 9 / 8 + 1 for n in range(1, 5000))
-    assert shape_of((torch.zeros(273, 30), torch.zeros(273, 31))) == (288, 32, 32)
+def test_equal_batches_are_captured_as_they_are():
+    chosen = Shapes()
+    assert [chosen.of((273, 30, 31)) for _ in range(6)] == [None] * COMMON + [(273, 30, 31)] * 3
+    assert chosen.of((270, 29, 31)) == (273, 30, 31)
+    assert chosen.of((100, 20, 20)) is None  # which would be mostly padding
+    # larger ones, that are rounded to the same, and not all alike
+    assert [chosen.of((280 + i, 29, 31)) for i in (0, 0, 0, 1, 2)] == [None] * COMMON + [(320, 32, 32)] * 2
+
+
+def test_rounded_shapes_are_few_and_not_much_larger():
+    assert rounded((273, 30, 31)) == (320, 32, 32) and rounded((3, 9, 8)) == (3, 16, 8)
+    assert rounded((16, 1025)) == (16, 1280) and rounded((5, 4096)) == (5, 4096)
+    for n in range(1, 5000):
+        sentences, length = rounded((n, n))
+        assert n <= sentences <= n * 5 / 4 and n <= length < n * 5 / 4 + 8
+    assert len({rounded((8, n)) for n in range(1, 1025)}) < 40
+
+
+def test_most_batches_of_an_epoch_run_in_few_shapes():
+    """Of sentences that fairseq sorts by length: 8,192 tokens a batch, one to eighty tokens a side."""
+    rng = random.Random(1)
+    chosen, with_graphs, real, run = Shapes(), 0, 0, 0
+    for _ in range(3000):
+        source = min(80, max(1, round(rng.lognormvariate(3.1, 0.6))))
+        own = (max(1, 8192 // (source + 5) // 8 * 8), source, source + rng.randint(-source // 3, 5) + 1)
+        shape = chosen.of(own)
+        if shape is not None:
+            assert holds(shape, own) and tokens(shape) <= max(ROOM * tokens(own), tokens(rounded(own)))
+            with_graphs, real, run = with_graphs + 1, real + tokens(own), run + tokens(shape)
+    assert len(chosen.captured) <= MOST
+    assert with_graphs > 0.9 * 3000 and run < 1.3 * real
 
 
 def test_on_a_cpu_nothing_is_captured():
