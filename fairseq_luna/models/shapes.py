@@ -15,10 +15,10 @@ Shape = Tuple[int, ...]  # sentences, and the length of each batch of tokens
 class Shapes:
     """The captured shapes of a training.
 
-    fairseq's batches have hundreds of shapes, and to capture one takes as long as ten updates. So a batch runs in the
-    smallest captured shape that holds it, with some padding. Where there is none, its shape is rounded up and counted.
-    A rounded shape that has come several times is captured. If all of its batches had one shape, that is captured as
-    it is, so that a benchmark or a training of equal batches needs no padding.
+    fairseq's batches have hundreds of shapes, and capturing one takes the time of several updates. So a batch runs in
+    the smallest captured shape that holds it, with some padding. Where there is none, its shape is rounded up and
+    counted. A rounded shape that has come several times is captured. If all of its batches had one shape, that is
+    captured as it is, so that a benchmark or a training of equal batches needs no padding.
     """
 
     def __init__(self) -> None:
