@@ -97,7 +97,7 @@ def test_drawn_slots_in_passes_of_fixed_shape():
     model = sharpen(build(projection_length=16, most_tokens_per_slot=4.0)).train()
     graphs = TrainingGraphs(model.stack(), capture=False)
     source, prev = sentences([12, 9, 5]), targets([7, 5, 4])
-    graphs.seen[(3, 16, 8)] = 10
+    graphs.shapes.captured.add((3, 16, 8))
     found = []
     for seed in 1, 1, 2:
         torch.manual_seed(seed)
