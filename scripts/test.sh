@@ -8,7 +8,7 @@ usage: bash scripts/test.sh [--stock | --check] [--all] [arguments for pytest]
 
 Sets up the environment where needed (scripts/setup.sh). Then runs ruff, mypy and the tests on two cores.
 
-  --all     the tests marked `release` too: all that a release needs, which takes some 14 minutes
+  --all     the tests marked `release` too: all that a release needs, which takes some 16 minutes
   --stock   only the tests marked `stock`, with stock fairseq 0.12.2 on Python 3.8, in an environment of their own
   --check   only ruff and mypy
 

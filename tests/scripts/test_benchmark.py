@@ -28,7 +28,7 @@ def release(*values):
 @pytest.mark.parametrize(
     "command, precision, models, points",
     [
-        ("train", "bf16", ["transformer", "luna-4-untied-gaussian", "arch:luna_transformer"], ["40:80"]),
+        release("train", "bf16", ["transformer", "luna-4-untied-gaussian", "arch:luna_transformer"], ["40:80"]),
         release("decode", "fp32", ["transformer", "luna-5-softmaxcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
         ("decode", "bf16", ["luna-5"], ["8:1:2"]),
         release("length", "bf16", ["softmax", "fused", "luna-5", "arch:transformer"], ["64:64"]),

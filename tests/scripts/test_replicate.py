@@ -39,6 +39,7 @@ def replicated(mirror, tmp_path_factory):
     return out, done.stdout
 
 
+@pytest.mark.release
 def test_from_the_archives_to_the_table(replicated):
     out, said = replicated
     folder = out / "wmt14_paper" / "evaluation"
@@ -62,6 +63,7 @@ def test_from_the_archives_to_the_table(replicated):
     assert not list(out.rglob("*.part"))
 
 
+@pytest.mark.release
 def test_again_it_does_nothing(replicated, mirror):
     out, _ = replicated
     requests = len(mirror.requests)

@@ -79,6 +79,7 @@ def one_process(data, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_two_processes_are_one_with_twice_the_accumulation(one_process, two_processes):
     assert len(figures(one_process)) > 2
