@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from commands import ENV, ROOT
+from commands import ENV, ROOT, interpreter
 
 from fairseq_luna.check import ROOM
 from fairseq_luna.versions import versions
@@ -77,13 +77,13 @@ def test_no_fairseq(place, tmp_path):
 
 def test_a_part_that_fails(place, broken):
     package = broken("sentencepiece", "raise RuntimeError('this one is damaged')")
-    code, rows, last = check(place, first=[package])
+    code, rows, last = check(place, interpreter(), first=[package])
     assert code == 1 and last.endswith(".") and "checkpoint" not in rows
     assert rows["training"] == ("FAILED", "RuntimeError: this one is damaged (sentencepiece.py, line 1)")
 
 
 def test_a_process_that_is_killed(place, broken):
-    code, rows, last = check(place, first=[broken("sentencepiece", "import os\nos.abort()")])
+    code, rows, last = check(place, interpreter(), first=[broken("sentencepiece", "import os\nos.abort()")])
     assert code == 1 and last.endswith(".") and "training" not in rows
     state, text = rows["process"]
     assert state == "FAILED" and text.startswith("Python ended too early (killed by SIGABRT): ")

@@ -12,6 +12,7 @@ import fairseq_cli.train
 import pytest
 import torch
 from commands import ENV, ROOT, USER_DIR, cli, fairseq, in_child, run, stop_when, writer_stopped
+from tiny import each
 
 SIZES = (
     *("--arch", "luna_transformer", "--projection-length", 8, "--share-all-embeddings"),
@@ -49,18 +50,22 @@ def data(tmp_path_factory):
     return folder / "bin"
 
 
-@pytest.fixture(scope="module")
-def learnt(data, tmp_path_factory):
-    """The checkpoint of a model that has learnt the task."""
-    folder = tmp_path_factory.mktemp("learnt")
-    updates = 600
+def trained(data, folder, updates, *flags):
+    """The checkpoint of a model that has had enough updates to learn the task."""
     run(
         fairseq(
-            *("train", data, "--save-dir", folder, *SIZES, *TRAINING, "--max-tokens", 128, "--lr", 0.004),
+            *("train", data, "--save-dir", folder, *SIZES, *TRAINING, "--max-tokens", 128, *flags),
             *("--max-update", updates, "--total-num-update", updates, "--disable-validation"),
         )
     )
     return folder / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="module")
+def learnt(data, tmp_path_factory):
+    """The checkpoint of a local Luna that has learnt the task."""
+    local = "--arch", "luna_transformer_local", "--encoder-layers", 1, "--decoder-layers", 1, "--lr", 0.006
+    return trained(data, tmp_path_factory.mktemp("learnt"), 400, *local)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +81,13 @@ def generated(stdout, kind):
     return {int(i): text for i, text in re.findall(rf"^{kind}-(\d+)\t(.*)$", stdout, re.M)}
 
 
-def test_reverse_is_learnt(data, learnt):
-    out = run(fairseq("generate", data, "--path", learnt, "--cpu", "--beam", 5, "--print-alignment")).stdout
+@pytest.mark.parametrize("form", each({"local": "local", "paper's": "paper's"}, ["local"]))
+def test_reverse_is_learnt(data, form, request, tmp_path):
+    if form == "local":
+        path = request.getfixturevalue("learnt")
+    else:
+        path = trained(data, tmp_path, 600, "--lr", 0.004)
+    out = run(fairseq("generate", data, "--path", path, "--cpu", "--beam", 5, "--print-alignment")).stdout
     sources, targets = generated(out, "S"), generated(out, "T")
     found = {i: text.partition("\t")[2] for i, text in generated(out, "H").items()}
     assert sorted(found) == list(range(203))

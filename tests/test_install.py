@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from commands import interpreter
 from packaging.requirements import Requirement
 
 from fairseq_luna.versions import TESTED
@@ -138,7 +139,7 @@ def test_versions_of_the_tested_set():
 @pytest.mark.stock
 def test_versions_of_another_set(tmp_path):
     write_distribution(tmp_path, "sacrebleu", "2.0.0")
-    process = run(sys.executable, "-m", "fairseq_luna", "--versions", PYTHONPATH=str(tmp_path))
+    process = run(interpreter(), "-m", "fairseq_luna", "--versions", PYTHONPATH=str(tmp_path))
     assert "sacrebleu      2.0.0" in process.stdout and "This combination is not tested" in process.stdout
     wanted = {combination["sacrebleu"] for combination in TESTED}
     assert any(f"sacrebleu {version}" in process.stdout for version in wanted)

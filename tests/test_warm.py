@@ -42,6 +42,13 @@ def test_code_ends_as_by_the_interpreter(code, tmp_path):
     assert (status, out) == want[:2] and err.splitlines()[-1:] == want[2].splitlines()[-1:]
 
 
+def test_an_interrupt_is_ignored_where_it_was():
+    """As by a job of a shell in the background."""
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print(signal.getsignal(signal.SIGINT))"
+    ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    assert done("-c", code, **ignoring) == done("-c", code, python=sys.executable, **ignoring)
+
+
 def test_a_script_and_a_module(tmp_path):
     """The words, what lies beside them, and an interpreter that is warm there too."""
     (tmp_path / "beside.py").write_text("name = 'beside'\n")

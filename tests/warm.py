@@ -12,6 +12,7 @@ the program.
 
 import array
 import atexit
+import gc
 import importlib
 import importlib.machinery
 import json
@@ -87,9 +88,10 @@ def client(interpreter: str, path: str) -> None:
         server.connect(path)
     except OSError:  # the server was killed: slower, but the same
         os.execv(interpreter, [interpreter, *words])
-    for number in signal.SIGINT, signal.SIGTERM:
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as of a job in the background
+    message = json.dumps([words, sys.argv[0], interpreter, os.getcwd(), dict(os.environ), ignored]).encode()
+    for number in {signal.SIGTERM} if ignored else {signal.SIGTERM, signal.SIGINT}:
         signal.signal(number, lambda number, _: server.sendall(bytes([number])))
-    message = json.dumps([words, sys.argv[0], interpreter, os.getcwd(), dict(os.environ)]).encode()
     streams = array.array("i", [0, 1, 2])
     server.sendmsg([len(message).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
     server.sendall(message)
@@ -146,6 +148,7 @@ def serve(path: str) -> None:
     listening.listen(64)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    gc.freeze()  # so that no fork of it goes through what was imported here
     print("ready", flush=True)
     while True:
         ready = select.select([listening, 0], [], [])[0]
@@ -188,11 +191,12 @@ def keep(connection: socket.socket) -> None:
             os._exit(0)
 
 
-def command(words: list, program: str, interpreter: str, folder: str, environment: dict) -> None:
-    """Becomes the command, to its end."""
+def command(words: list, program: str, interpreter: str, folder: str, environment: dict, ignored: bool) -> None:
+    """Becomes the command, to its end. Ctrl-C is `ignored` where the program began so."""
     import threading
 
     begin(program, interpreter, folder, environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     status = 0
     try:
         run(words, environment)
@@ -229,7 +233,6 @@ def begin(program: str, interpreter: str, folder: str, environment: dict) -> Non
         stream.reconfigure(line_buffering=at_once or name == "stderr", write_through=at_once and number > 0)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     multiprocessing.spawn.set_executable(interpreter)  # as it hands files on to its children
     sys.executable = program

@@ -15,6 +15,7 @@ from tiny import (
     build,
     close_enough,
     dictionary,
+    each,
     sentences,
     sharpen,
     targets,
@@ -63,7 +64,7 @@ def test_step_by_step_equals_all_at_once(settings, length):
 @torch.no_grad()
 @pytest.mark.stock
 @variants
-@pytest.mark.parametrize("beam", [1, 5])
+@pytest.mark.parametrize("beam", each({"greedy": 1, "beam": 5}, ["beam"]))
 def test_beam_search_equals_full_recomputation(settings, beam):
     source = sentences([12, 5, 2, 9, 30, 1])
     # a model whose sentences end at different times, so that the batch shrinks on the way

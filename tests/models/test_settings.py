@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import ENV, ROOT
+from commands import ENV, ROOT, interpreter
 from fairseq import options
 from luna_tools.inspection import settings_page as write_settings
 from omegaconf import OmegaConf
@@ -19,7 +19,7 @@ MODEL = ROOT / "configs" / "model"
 
 
 def settings(*words):
-    command = [sys.executable, *words]
+    command = [interpreter(), *words]
     return subprocess.run(command, cwd="/", env={**ENV, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
 
 

@@ -30,14 +30,10 @@ def release(*values):
     [
         release("train", "bf16", ["transformer", "luna-4-untied-gaussian", "arch:luna_transformer"], ["40:80"]),
         release("decode", "fp32", ["transformer", "luna-5-softmaxcross-softmaxdecoder-bf16", "luna-5-int8"], ["8:5:2"]),
-        ("decode", "bf16", ["luna-5"], ["8:1:2"]),
+        release("decode", "bf16", ["luna-5"], ["8:1:2"]),
         release("length", "bf16", ["softmax", "fused", "luna-5", "arch:transformer"], ["64:64"]),
-        (
-            "operator",
-            "bf16",
-            ["recurrent-decaying", "luna-5", "sdpa"],
-            ["8:100", "100:100"],
-        ),
+        ("operator", "bf16", ["recurrent-decaying", "luna-5"], ["8:100"]),
+        release("operator", "bf16", ["sdpa"], ["8:100"]),
         release(
             "operator",
             "bf16",
@@ -218,7 +214,7 @@ MEASURED = {
         (["train", "--models", "luna-x"], "there is no model luna-x here: luna-L"),
         (["train", "--models", "luna-16-bf16"], "there is no model luna-16-bf16 here"),
         (["train", "--models", "arch:some_arch"], "arch:some_arch needs --user-dir"),
-        (["train", "--quick", "--models", "luna-0"], "--projection-length must be at least 1"),
+        release(["train", "--quick", "--models", "luna-0"], "--projection-length must be at least 1"),
         release(["train", "--quick", "--user-dir", "/no where", "--models", "arch:some_arch"], "/no where"),
         release(
             ["train", "--quick", "--dim", "30", "--heads", "4", "--models", "luna-4"],

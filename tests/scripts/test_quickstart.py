@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 import fairseq_luna  # torch loads fairseq's checkpoints once this is imported
 
 ARCH = "luna_transformer_tiny_local"
-SHORT = "optimization.lr=[0.004]", "dataset.max_valid_steps=3", "dataset.max_tokens=1024"
+SHORT = "optimization.lr=[0.004]", "dataset.max_valid_steps=2", "dataset.max_tokens=512"
 SENTENCE = "Click OK to save the file."
 
 
