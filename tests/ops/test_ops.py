@@ -11,7 +11,7 @@ import ops_reference as reference
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from tiny import HYBRID, LOCAL, PAD, PRE_NORM, UNTIED, build, each, sentences, sharpen, targets
+from tiny import DIMS, HYBRID, LOCAL, PAD, PRE_NORM, UNTIED, build, each, sentences, sharpen, targets
 
 from fairseq_luna.ops import dispatch, fused
 from fairseq_luna.ops.slots import slot_positions
@@ -315,6 +315,29 @@ def test_a_seed_says_what_is_dropped(batch):
     with dispatch.using(fused=True):
         logits, _ = model(batch[0], None, batch[1])  # goes on with another seed
     assert not torch.equal(logits.float().log_softmax(-1)[batch[1].ne(PAD)][:, 7].sum(), first)
+
+
+def bytes_kept(model, source, prev):
+    """What a pass forward with kernels keeps for the pass backward, beside parameters."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # held, so that no other takes its place
+        return tensor
+
+    with dispatch.using(fused=True), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(source, None, prev)
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in parameters)
+
+
+@pytest.mark.parametrize("name", each({name: name for name in ("paper's", "local")}, ["local"]))
+def test_kernels_keep_nothing_of_the_size_of_weights(name):
+    """Of a layer of the encoder and one of the decoder as much as 24 tensors like X, feed-forwards of 1.5 D included."""
+    batch = sentences([150, 150]).to(DEVICE), targets([150, 150]).to(DEVICE)
+    models = (model_of(name, encoder_layers=n, decoder_layers=n).train() for n in (1, 2))
+    one, two = (bytes_kept(model, *batch) for model in models)
+    assert two - one < 24 * batch[0].numel() * DIMS["encoder_embed_dim"] * 4
 
 
 def hypotheses(model, kernels, source):
