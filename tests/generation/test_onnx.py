@@ -46,7 +46,12 @@ def runs(tmp_path_factory) -> Path:
     """Folders of trained models. The second has pieces of sentencepiece in place of letters, so it writes nonsense."""
     base = tmp_path_factory.mktemp("a folder with spaces")
     for name in NAMES:
-        folder_of(base / name, torch.load(str(STORED / f"{name}.pt"), map_location="cpu"))
+        state = torch.load(str(STORED / f"{name}.pt"), map_location="cpu")
+        if name == NAMES[0]:  # without its second layer, which takes seconds to export; the other one keeps both
+            state["cfg"]["model"]["decoder_layers"] = 1
+            second = "decoder.layers.1.", "encoder.memory.layers.1."
+            state["model"] = {key: x for key, x in state["model"].items() if not key.startswith(second)}
+        folder_of(base / name, state)
     folder = base / "full_cross"
     recipe = SentencePiece(folder, "in", "out")
     recipe.learn(TEXT, recipe.path, 300)
