@@ -333,7 +333,7 @@ def bytes_kept(model, source, prev):
 
 @pytest.mark.parametrize("name", each({name: name for name in ("paper's", "local")}, ["local"]))
 def test_kernels_keep_nothing_of_the_size_of_weights(name):
-    """Of a layer of the encoder and one of the decoder as much as 24 tensors like X, feed-forwards of 1.5 D included."""
+    """Of a layer each of encoder and decoder as much as 24 tensors like X, feed-forwards of 1.5 D included."""
     batch = sentences([150, 150]).to(DEVICE), targets([150, 150]).to(DEVICE)
     models = (model_of(name, encoder_layers=n, decoder_layers=n).train() for n in (1, 2))
     one, two = (bytes_kept(model, *batch) for model in models)
