@@ -54,6 +54,7 @@ def broken(tmp_path):
     return write
 
 
+@pytest.mark.release
 def test_all_parts_work(place):
     code, rows, last = check(place)
     parts = "versions,optional packages,GPU,training,checkpoint,generation,half precision,fused kernels,CUDA graphs"

@@ -184,6 +184,7 @@ checkpoint: {save_dir: "???", no_epoch_checkpoints: true}
 """
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_arch_and_yaml_build_the_same_model(data, tmp_path):
     """fairseq-train --arch, and fairseq-hydra-train with our YAML and with one that has the name and little else."""
@@ -223,6 +224,7 @@ def test_arch_and_yaml_build_the_same_model(data, tmp_path):
     assert len({k.split(".")[2] for k in by_arch if k.startswith("encoder.layers.")}) == 2
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_settings_of_the_transformer_end_to_end(data, tmp_path):
     """Trained, trained on, pruned on loading, trained on as pruned, and translated with."""

@@ -307,6 +307,7 @@ def test_activation_checkpointing_draws_the_same_dropouts(batch):
     assert_same_training(recomputed, 1e-6, *batch, other=plain)
 
 
+@pytest.mark.release
 def test_a_seed_says_what_is_dropped(batch):
     model = model_of("local", attention_dropout=0.5, encoder_layers=1, decoder_layers=1).train()
     first, _ = gradients(model, True, *batch)
@@ -331,7 +332,8 @@ def bytes_kept(model, source, prev):
     return sum(storage.nbytes() for place, storage in kept.items() if place not in parameters)
 
 
-@pytest.mark.parametrize("name", each({name: name for name in ("paper's", "local")}, ["local"]))
+@pytest.mark.release
+@pytest.mark.parametrize("name", ["paper's", "local"])
 def test_kernels_keep_nothing_of_the_size_of_weights(name):
     """Of a layer each of encoder and decoder as much as 24 tensors like X, feed-forwards of 1.5 D included."""
     batch = sentences([150, 150]).to(DEVICE), targets([150, 150]).to(DEVICE)

@@ -247,6 +247,7 @@ def test_which_checkpoints(finished, tmp_path, capsys):
         average_last(tmp_path)
 
 
+@pytest.mark.release
 def test_curve_over_tokens_per_slot(finished, tmp_path):
     """Two points of one model, and a third that is added: what is there is not translated again."""
     run = tmp_path / "run"

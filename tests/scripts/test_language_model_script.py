@@ -32,6 +32,7 @@ def text(tmp_path):
     return folder
 
 
+@pytest.mark.release
 def test_quick_end_to_end(language_models, text, tmp_path, capsys):
     out = tmp_path / "a run"
     words = "--quick", "--updates", 4, "--text", text, "--out", out, "--cpu"

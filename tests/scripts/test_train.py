@@ -318,6 +318,7 @@ def test_bad_input_is_refused(data, tmp_path, words, message):
     assert "Traceback" not in done.stderr or "the last lines of" in done.stderr
 
 
+@pytest.mark.release
 @pytest.mark.stock
 def test_settings_that_the_yaml_does_not_list(data, tmp_path):
     """Of fairseq's task, optimizer and model, the last from before fairseq had dataclasses."""
