@@ -23,7 +23,7 @@ def one_process_group(tmp_path_factory):
     torch.distributed.destroy_process_group()
 
 
-# Those that take longest, first: the two workers of scripts/test.sh then end at about the same time.
+# Those that take longest, first: the workers of scripts/test.sh then end at about the same time.
 LONGEST = (
     "compare train quickstart commands replicate benchmark onnx data alignment compat translate generation roads "
     "quant_noise graphs ops check evaluate gpu_check optim install".split()

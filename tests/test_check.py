@@ -54,9 +54,8 @@ def broken(tmp_path):
     return write
 
 
-@pytest.mark.release
 def test_all_parts_work(place):
-    code, rows, last = check(place)
+    code, rows, last = check(place, interpreter())
     parts = "versions,optional packages,GPU,training,checkpoint,generation,half precision,fused kernels,CUDA graphs"
     assert (code, ",".join(rows)) == (0, parts) and last.startswith("All that should work here works (")
     on_gpu = "ok" if torch.cuda.is_available() else "-"

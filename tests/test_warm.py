@@ -11,9 +11,19 @@ from commands import ENV, interpreter, wait_until
 pytestmark = [pytest.mark.stock, pytest.mark.skipif(sys.platform != "linux", reason="it is only used on Linux")]
 
 
+def interruptible():
+    """As in front of a terminal, wherever the tests themselves are."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def deaf():
+    """As a job of a shell in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def done(*words, python=None, **options):
     command = [python or interpreter(), *map(str, words)]
-    options = {"capture_output": True, "text": True, "env": ENV, **options}
+    options = {"capture_output": True, "text": True, "env": ENV, "preexec_fn": interruptible, **options}
     result = subprocess.run(command, **options)
     return result.returncode, result.stdout, result.stderr
 
@@ -43,10 +53,8 @@ def test_code_ends_as_by_the_interpreter(code, tmp_path):
 
 
 def test_an_interrupt_is_ignored_where_it_was():
-    """As by a job of a shell in the background."""
     code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print(signal.getsignal(signal.SIGINT))"
-    ignoring = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    assert done("-c", code, **ignoring) == done("-c", code, python=sys.executable, **ignoring)
+    assert done("-c", code, preexec_fn=deaf) == done("-c", code, python=sys.executable, preexec_fn=deaf)
 
 
 def test_a_script_and_a_module(tmp_path):
@@ -65,19 +73,29 @@ def test_other_options_are_the_interpreters():
     assert done("-u", "-c", "import sys; print(sys.executable)")[1].strip() == interpreter()
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_signals_arrive(kind):
+@pytest.mark.parametrize(
+    "kind, handled, begins",
+    [
+        (signal.SIGTERM, True, interruptible),
+        (signal.SIGINT, False, interruptible),
+        (signal.SIGINT, True, deaf),
+        (signal.SIGKILL, False, interruptible),
+    ],
+)
+def test_signals_arrive(kind, handled, begins):
     code = (
         "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        f"if {handled}:\n"
+        f"    signal.signal({int(kind)}, lambda *_: sys.exit(7))\n"
         "print(os.getpid(), flush=True)\n"
         "time.sleep(1000)\n"
     )
-    process = subprocess.Popen([interpreter(), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([interpreter(), "-c", code], env=ENV, preexec_fn=begins, **pipes)
     at_work = int(process.stdout.readline())
     assert at_work != process.pid
     process.send_signal(kind)
     _, err = process.communicate()
-    assert process.returncode == (7 if kind == signal.SIGTERM else -kind)
-    assert kind != signal.SIGINT or b"KeyboardInterrupt" in err
+    assert process.returncode == (7 if handled else -kind)
+    assert handled or kind != signal.SIGINT or b"KeyboardInterrupt" in err
     wait_until(lambda: not os.path.exists(f"/proc/{at_work}"))

@@ -90,7 +90,7 @@ def client(interpreter: str, path: str) -> None:
         os.execv(interpreter, [interpreter, *words])
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as of a job in the background
     message = json.dumps([words, sys.argv[0], interpreter, os.getcwd(), dict(os.environ), ignored]).encode()
-    for number in {signal.SIGTERM} if ignored else {signal.SIGTERM, signal.SIGINT}:
+    for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, lambda number, _: server.sendall(bytes([number])))
     streams = array.array("i", [0, 1, 2])
     server.sendmsg([len(message).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])

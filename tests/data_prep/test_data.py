@@ -514,7 +514,6 @@ def test_archives_that_cannot_be_used(own_server, tmp_path):
     )
 
 
-@pytest.mark.release
 def test_limit_takes_the_first_pairs_of_each_archive(own_server, tmp_path):
     said = call(*wmt14(own_server, tmp_path / "out", "--limit", "2", "--vocab-size", "2"), code=1)
     assert "makes no vocabulary of 2 pieces" in said

@@ -17,7 +17,7 @@ from commands import ENV, ROOT, call
 from fairseq.modules import SinusoidalPositionalEmbedding
 from test_stored import PINNED, STORED
 from test_translator import folder_of
-from tiny import EOS, LINFORMER, PAD, VARIANTS, build, each, sentences, sharpen, targets
+from tiny import EOS, LINFORMER, PAD, UNTIED, VARIANTS, build, each, sentences, sharpen, targets
 
 import fairseq_luna
 from fairseq_luna.errors import Problem
@@ -43,11 +43,15 @@ TEXT = ["a big dog", "he did a bad thing", "big egg", "deaf bee", "a fig and a d
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Folders of trained models. The second has pieces of sentencepiece in place of letters, so it writes nonsense."""
+    """Folders of trained models.
+
+    Of the first the second layer of the decoder is left out, which takes seconds to export. The second has pieces of
+    sentencepiece in place of letters, so it writes nonsense.
+    """
     base = tmp_path_factory.mktemp("a folder with spaces")
     for name in NAMES:
         state = torch.load(str(STORED / f"{name}.pt"), map_location="cpu")
-        if name == NAMES[0]:  # without its second layer, which takes seconds to export; the other one keeps both
+        if name == NAMES[0]:
             state["cfg"]["model"]["decoder_layers"] = 1
             second = "decoder.layers.1.", "encoder.memory.layers.1."
             state["model"] = {key: x for key, x in state["model"].items() if not key.startswith(second)}
@@ -423,6 +427,7 @@ OTHERS = {
         **{"projection_length": 1, "fix_projection_length": True},
     },
     "slots": {**VARIANTS["shared-slots"], "no_token_positional_embeddings": True},
+    "two-layers": {**UNTIED, "encoder_layers": 2, "decoder_layers": 2},
 }
 
 
@@ -433,7 +438,7 @@ def test_other_models_have_the_same_probabilities(settings, tmp_path):
     """Step by step with ONNX as at once in torch, for sources of all lengths."""
     import onnx
 
-    model, same = (sharpen(build(double=False, **settings, **ONE_LAYER)) for _ in range(2))
+    model, same = (sharpen(build(double=False, **{**ONE_LAYER, **settings})) for _ in range(2))
     prepare(model)
     graphs = graphs_of(model)
     for name, graph in graphs.items():

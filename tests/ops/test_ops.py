@@ -318,8 +318,8 @@ def test_a_seed_says_what_is_dropped(batch):
     assert not torch.equal(logits.float().log_softmax(-1)[batch[1].ne(PAD)][:, 7].sum(), first)
 
 
-def bytes_kept(model, source, prev):
-    """What a pass forward with kernels keeps for the pass backward, beside parameters."""
+def bytes_kept(model, kernels, source, prev):
+    """What a pass forward keeps for the pass backward, beside parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
@@ -327,19 +327,25 @@ def bytes_kept(model, source, prev):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # held, so that no other takes its place
         return tensor
 
-    with dispatch.using(fused=True), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(source, None, prev)
+    with dispatch.using(fused=kernels, moved=False):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(source, None, prev)
+    assert forms() == {"fused" if kernels else "told so"}
     return sum(storage.nbytes() for place, storage in kept.items() if place not in parameters)
 
 
 @pytest.mark.release
 @pytest.mark.parametrize("name", ["paper's", "local"])
-def test_kernels_keep_nothing_of_the_size_of_weights(name):
-    """Of a layer each of encoder and decoder as much as 24 tensors like X, feed-forwards of 1.5 D included."""
-    batch = sentences([150, 150]).to(DEVICE), targets([150, 150]).to(DEVICE)
-    models = (model_of(name, encoder_layers=n, decoder_layers=n).train() for n in (1, 2))
-    one, two = (bytes_kept(model, *batch) for model in models)
-    assert two - one < 24 * batch[0].numel() * DIMS["encoder_embed_dim"] * 4
+def test_kernels_keep_no_weights_of_slots(name):
+    """Of a layer each of encoder and decoder less than 27 tensors like X, feed-forwards of 1.5 D included."""
+    batch = sentences([150]).to(DEVICE), targets([150]).to(DEVICE)
+    models = [model_of(name, encoder_layers=n, decoder_layers=n, projection_length=32).train() for n in (1, 2)]
+    x = batch[0].numel() * DIMS["encoder_embed_dim"] * 4
+    fused, plain = (
+        (bytes_kept(models[1], kernels, *batch) - bytes_kept(models[0], kernels, *batch)) / x
+        for kernels in (True, False)
+    )
+    assert fused < 27 < plain
 
 
 def hypotheses(model, kernels, source):

@@ -263,8 +263,12 @@ def test_curve_over_tokens_per_slot(finished, tmp_path):
     assert len({point["sha256"] for point in points}) > 1 and all(point["speed"]["where"] for point in points)
     assert "| 1 | " in (run / "slots" / "report.md").read_text(encoding="utf-8")
     assert (run / "slots" / "slots.png").read_bytes().startswith(b"\x89PNG")
-    assert "must be at least 1, but is 0.5" in call("luna_tools.evaluation.slot_curve", *words, 0.5, code=2)
-    said = call("luna_tools.evaluation.slot_curve", *words, 1, "--", "--model-overrides", "{}", code=2)
+
+
+def test_bad_arguments_of_a_curve(finished):
+    words = "luna_tools.evaluation.slot_curve", finished, "--cpu", "--tokens-per-slot"
+    assert "must be at least 1, but is 0.5" in call(*words, 0.5, code=2)
+    said = call(*words, 1, "--", "--model-overrides", "{}", code=2)
     assert "--model-overrides cannot be given after --" in said
 
 
