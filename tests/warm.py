@@ -12,7 +12,6 @@ the program.
 
 import array
 import atexit
-import gc
 import importlib
 import importlib.machinery
 import json
@@ -148,7 +147,6 @@ def serve(path: str) -> None:
     listening.listen(64)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
-    gc.freeze()  # so that no fork of it goes through what was imported here
     print("ready", flush=True)
     while True:
         ready = select.select([listening, 0], [], [])[0]
@@ -192,11 +190,10 @@ def keep(connection: socket.socket) -> None:
 
 
 def command(words: list, program: str, interpreter: str, folder: str, environment: dict, ignored: bool) -> None:
-    """Becomes the command, to its end. Ctrl-C is `ignored` where the program began so."""
+    """Becomes the command, to its end."""
     import threading
 
-    begin(program, interpreter, folder, environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    begin(program, interpreter, folder, environment, ignored)
     status = 0
     try:
         run(words, environment)
@@ -219,8 +216,8 @@ def command(words: list, program: str, interpreter: str, folder: str, environmen
     os._exit(status & 0xFF)
 
 
-def begin(program: str, interpreter: str, folder: str, environment: dict) -> None:
-    """The streams, handlers, folder and environment of a new process."""
+def begin(program: str, interpreter: str, folder: str, environment: dict, ignored: bool) -> None:
+    """The streams, handlers, folder and environment of a new process, in which Ctrl-C may be `ignored`."""
     import multiprocessing.spawn
 
     os.chdir(folder)
@@ -233,6 +230,7 @@ def begin(program: str, interpreter: str, folder: str, environment: dict) -> Non
         stream.reconfigure(line_buffering=at_once or name == "stderr", write_through=at_once and number > 0)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     multiprocessing.spawn.set_executable(interpreter)  # as it hands files on to its children
     sys.executable = program
