@@ -37,8 +37,11 @@ if not run_as_command():  # `python -m fairseq_luna` and `python -m fairseq_luna
 
     _refuse_taken("optimizer", "apollo")
     _refuse_taken("lr_scheduler", "milestone")
+    _refuse_taken("criterion", "chunked_cross_entropy")
+    _refuse_taken("criterion", "chunked_label_smoothed_cross_entropy")
 
-    from .models import luna_classifier, luna_lm, luna_transformer  # noqa: F401  registers them with fairseq, as do those below
+    from .criterions import chunked_cross_entropy  # noqa: F401  registers with fairseq, as do those below
+    from .models import luna_classifier, luna_lm, luna_transformer  # noqa: F401
     from .optim import apollo  # noqa: F401
     from .optim.lr_scheduler import milestone  # noqa: F401
     from .tasks import text_classification  # noqa: F401

@@ -75,6 +75,21 @@ def short(data, tmp_path_factory):
     return folder / "checkpoint_last.pt"
 
 
+def test_a_training_goes_on_with_its_loss_in_chunks(data, short, tmp_path):
+    """Begun with fairseq's own, whose name is the same to fairseq."""
+    ends = []
+    for criterion in "cross_entropy", "chunked_cross_entropy":
+        (tmp_path / criterion).mkdir()
+        shutil.copy(short, tmp_path / criterion)
+        words = "--criterion", criterion, "--max-update", 9, "--total-num-update", 9, "--disable-validation"
+        log = run(fairseq("train", data, "--save-dir", tmp_path / criterion, *SIZES, *TRAINING, *words)).stderr
+        state = torch.load(str(tmp_path / criterion / short.name))
+        assert state["optimizer_history"][-1]["num_updates"] == 9 and state["cfg"]["criterion"]["_name"] == criterion
+        ends.append(state["model"])
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0, atol=1e-3, msg=f"{name}\n{log}")
+
+
 def generated(stdout, kind):
     """The lines of one kind that fairseq-generate printed, by sentence."""
     return {int(i): text for i, text in re.findall(rf"^{kind}-(\d+)\t(.*)$", stdout, re.M)}

@@ -18,6 +18,7 @@ ALLOWED = {
     "modules": {"ops"},
     "data": set(),
     "models": {"renamed", "ops", "modules", "data"},
+    "criterions": {"ops"},
     "optim": set(),
     "tasks": {"data"},
     "check": {"versions", "ops", "models", "text", "generation"},

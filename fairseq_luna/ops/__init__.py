@@ -6,6 +6,7 @@
     causal/chunk.py        the same by chunks, for training
     causal/recurrent.py    the same step by step
     causal/attention.py    Y = f(softmax_l(f(X, X, A^T)), A^T, X), whole and by step    section 3.3
+    cross_entropy.py       the loss of log_softmax(W X), a few rows at a time
 
 Letters are the paper's (arXiv 2106.01540): X (B, n, D) the sequence, P (B, l, D) the packed sequence, C (B, m, D) the
 context. After projection the heads stand apart: B batch, H heads, n positions, l slots, d channels of a head. Every sum

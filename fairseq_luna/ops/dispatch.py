@@ -41,7 +41,7 @@ class Work(NamedTuple):
 
     Attributes:
         x: what it reads, (B, n, D), of the dtype and on the device of all that it reads.
-        heads: H.
+        heads: H; 0 of what is no attention.
         slots: l.
         dropout: probability.
         movable: how many projections, each D x D, could move from the positions to the slots; 0 where none can.
@@ -50,8 +50,8 @@ class Work(NamedTuple):
     """
 
     x: Tensor
-    heads: int
-    slots: int
+    heads: int = 0
+    slots: int = 0
     dropout: float = 0.0
     movable: int = 0
     unfusable: Optional[str] = None
@@ -74,7 +74,7 @@ def run(operator: str, work: Work, forms: Dict[str, Callable[..., Any]], *args: 
     """The operator on these arguments, in the form that suits.
 
     Args:
-        operator: its name, for `forms`: "pack", "unpack", "causal attention" or "pack logits".
+        operator: its name, for `forms`: "pack", "unpack", "causal attention", "pack logits" or "cross entropy".
         work: what it has before it.
         forms: by name; "fused" gives None where its kernel does not compile.
         args: of the form, all the same.
@@ -124,9 +124,9 @@ def why_not_fused(operator: str, work: Work) -> Optional[str]:
         return missing
     if x.dtype not in DTYPES:
         return f"the dtype is {str(x.dtype)[6:]}"
-    if work.head_size not in HEAD_SIZES:
+    if work.heads and work.head_size not in HEAD_SIZES:
         return f"the head size is {work.head_size}"
-    if not 1 <= work.slots <= MAX_SLOTS:
+    if work.heads and not 1 <= work.slots <= MAX_SLOTS:
         return f"there are {work.slots} slots"
     if work.dropout >= 1 or x.numel() == 0:
         return "nothing is left to compute"
@@ -178,7 +178,7 @@ def turning(turn: Tensor) -> Iterator[None]:
         _turn = before
 
 
-def attempt(operator: str, key: Hashable, call: Callable[..., Tensor], *inputs: Optional[Tensor]) -> Optional[Tensor]:
+def attempt(operator: str, key: Hashable, call: Callable[..., Any], *inputs: Optional[Tensor]) -> Any:
     """`call(*inputs)`, or None where its kernels do not compile, which is told once.
 
     Kernels of the backward pass would fail when it is too late for the plain form. So the first call of a kind runs
@@ -234,7 +234,7 @@ def _first_turn(device: torch.device) -> Tensor:
         return torch.zeros(1, dtype=torch.int32, device=device)
 
 
-def _try(call: Callable[..., Tensor], inputs: Any) -> None:
+def _try(call: Callable[..., Any], inputs: Any) -> None:
     if not torch.is_grad_enabled():
         call(*inputs)
         return

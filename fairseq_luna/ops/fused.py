@@ -5,7 +5,7 @@ its turn is that of `dispatch`.
 """
 
 import functools
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -101,6 +101,18 @@ def unpack(
     kind = (*launch.options.values(), launch.parts > 1, value is None, hidden is None, query.dtype)
     key, value = key.to(query.dtype), None if value is None else value.to(query.dtype)
     return dispatch.attempt("unpack", kind, call, query, key, value, sharpness, shift)
+
+
+def cross_entropy_rows(
+    logits: Tensor, target: Tensor, right: float, raised: float, wanted: bool
+) -> Optional[Tuple[Optional[Tensor], Tensor, Tensor]]:
+    """As `cross_entropy.direct_rows`."""
+    from .triton import cross_entropy
+
+    def call(logits, target):
+        return cross_entropy.gradients_of_rows(logits, target, right, raised, wanted)
+
+    return dispatch.attempt("cross entropy", (logits.dtype, wanted), call, logits, target)
 
 
 @functools.lru_cache(maxsize=None)  # a CUDA graph may read it

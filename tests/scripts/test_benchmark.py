@@ -132,7 +132,8 @@ def test_models_of_another_plugin_have_other_processes(tmp_path):
     """Both plugins have one name."""
     elsewhere = shutil.copytree(USER_DIR, tmp_path / USER_DIR.name)
     crew, line, _ = crew_of("train", "transformer", "luna-4", "arch:luna_transformer", user_dir=str(elsewhere))
-    found = crew.measure({**QUICK, "dropout": 0.1, "length": 8, "tokens": 16, "precision": "fp32", "seed": 1}, line)
+    training = {"length": 8, "tokens": 16, "criterion": "label_smoothed_cross_entropy"}
+    found = crew.measure({**QUICK, "dropout": 0.1, **training, "precision": "fp32", "seed": 1}, line)
     assert all("seconds" in one and "launched" in one for one in found.values()), found
     assert len(crew.timing) == len(crew.counting) == 2 and str(elsewhere) in crew.timing
     crew.end()

@@ -66,9 +66,9 @@ class LunaLMDecoder(TokenDecoder):
             each layer at work, (n, B, D) each, and `attn`: [None]. In training by CUDA graphs
             (models/training_graphs.py) there are no `inner_states`.
         """
-        features = self.replay(prev_output_tokens) if incremental_state is None and not features_only else None
+        features = self.replay(prev_output_tokens) if incremental_state is None else None
         if features is not None:
-            return self.output_layer(features), {"attn": [None]}
+            return (features if features_only else self.output_layer(features)), {"attn": [None]}
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
         return (x if features_only else self.output_layer(x)), extra
 

@@ -93,9 +93,10 @@ class LunaTransformerModel(LoadsPruned, FairseqEncoderDecoderModel):
         In training by CUDA graphs (models/training_graphs.py) there are no `inner_states`.
         With --full-context-alignment the attention, if asked for, is that of a second pass of the decoder.
         """
-        features = None if kwargs else self.replay(src_tokens, prev_output_tokens)
+        features = None if kwargs.keys() - {"features_only"} else self.replay(src_tokens, prev_output_tokens)
         if features is not None:
-            return self.decoder.output_layer(features), {"attn": [None]}
+            features_only = kwargs.get("features_only", False)
+            return (features if features_only else self.decoder.output_layer(features)), {"attn": [None]}
         encoder_out = self.encoder(src_tokens, src_lengths)
         x, extra = self.decoder(prev_output_tokens, encoder_out, **kwargs)
         if self.full_context_alignment and extra["attn"][0] is not None:

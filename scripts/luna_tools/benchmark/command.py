@@ -26,12 +26,15 @@ from luna_tools.benchmark.model_names import KNOWN, PRECISIONS, spec_of
 from luna_tools.benchmark.reporting import draw, say, show_forms, show_point, tabulate
 from luna_tools.console import Former, go_on_later
 from luna_tools.machine import machine
+from luna_tools.paths import USER_DIR
 from luna_tools.progress import bar
 from luna_tools.run_folder import alone, claim, differences
 
 BASE = {"dim": 512, "ffn": 2048, "heads": 8, "layers": 6, "vocab": 32000, "dropout": 0.1}
 BYTES = {"dim": 256, "ffn": 1024, "heads": 4, "layers": 4, "vocab": 260, "dropout": 0.1}
 QUICK = {"dim": 32, "ffn": 64, "heads": 2, "layers": 2, "vocab": 100}
+FAIRSEQS_LOSS = "label_smoothed_cross_entropy"
+CRITERIONS = f"chunked_{FAIRSEQS_LOSS}", FAIRSEQS_LOSS
 IN_FEWER_BITS = tuple(f"-{word}" for word in PRECISIONS)
 
 
@@ -94,8 +97,9 @@ def main() -> None:
     plain = gpu or args.precision != "fp32"
     names = [name for name in command.models if not plain or not name.endswith(IN_FEWER_BITS)]
     chosen = [spec_of(name, args) for name in args.models or names]
+    args.criterion = args.criterion or criterion_for(chosen)
     todo = args.points or (command.quick if args.quick else command.points)
-    asked = {key: getattr(args, key) for key in ("beam", "threads", "seed", "cpu", "precision")}
+    asked = {key: getattr(args, key) for key in ("beam", "threads", "seed", "cpu", "precision", "criterion")}
     settings = {
         "command": args.command,
         "arms": chosen,  # as earlier versions call them, here and in results.json
@@ -140,6 +144,12 @@ def main() -> None:
         failed = [name for result in results for name, found in result["arms"].items() if "error" in found]
         if failed:
             raise Problem(f"could not be measured: {', '.join(dict.fromkeys(failed))}; the reasons stand above")
+
+
+def criterion_for(chosen: List[Dict[str, Any]]) -> str:
+    """The loss that all models can have: where another plugin is imported, ours is not."""
+    ours = all(Path(spec.get("user_dir", USER_DIR)).resolve() == USER_DIR.resolve() for spec in chosen)
+    return CRITERIONS[0] if ours else FAIRSEQS_LOSS
 
 
 def steps(total: int) -> ContextManager[Any]:
@@ -198,6 +208,13 @@ def parse_args() -> argparse.Namespace:
             help="of parameters and activations, as fairseq has it; in training with its own FP16Optimizer, whose "
             "parameters are in float32 (default %(default)s)",
         )
+        sub.set_defaults(criterion=None)
+        if name == "train":
+            sub.add_argument(
+                "--criterion",
+                choices=CRITERIONS,
+                help=f"of all models (default {CRITERIONS[0]}; with another plugin's models fairseq's own)",
+            )
         sub.add_argument("--seed", type=int, default=1, metavar="N", help="default %(default)s")
         sub.add_argument("--cpu", action="store_true", help="leave a GPU alone")
         sub.add_argument(

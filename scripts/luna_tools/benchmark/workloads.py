@@ -51,7 +51,7 @@ def build(spec: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, A
     if sizes["dim"] % sizes["heads"]:
         raise Problem(f"--heads {sizes['heads']} does not divide --dim {sizes['dim']}")
     words = ["data", "--arch", spec["arch"], "--share-all-embeddings", "--task", "translation"]
-    words += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1", "--optimizer", "adam"]
+    words += ["--criterion", sizes["criterion"], "--label-smoothing", "0.1", "--optimizer", "adam"]
     words += ["--lr", "1e-4", "--dropout", str(sizes["dropout"])]
     for flag in "max-source-positions", "max-target-positions":
         # and room for the searches whose launches are counted

@@ -73,9 +73,12 @@ def luna_settings(state: dict) -> Dict[str, Any]:
 
 
 def complete(settings: Dict[str, Any]) -> Dict[str, Any]:
-    """Settings with all of a Luna model's: the name of an architecture stands for those that are not listed."""
+    """Settings with all of a Luna model's: the name of an architecture stands for those that are not listed. A loss has
+    one name, whether it is computed in chunks or not."""
     from omegaconf import OmegaConf
 
+    if "criterion._name" in settings:
+        settings = {**settings, "criterion._name": settings["criterion._name"].replace("chunked_", "")}
     arch = current("arch", settings.get("model._name", settings.get("model")))
     path = REPO / "configs" / "model" / f"{arch}.yaml"
     if not (path.stem.startswith("luna_transformer") and path.exists()):

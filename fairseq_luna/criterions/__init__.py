@@ -1,0 +1,1 @@
+"""Losses, as fairseq's trainer asks for them."""
