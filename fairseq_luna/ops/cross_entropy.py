@@ -22,8 +22,8 @@ from torch import Tensor
 from . import dispatch, fused
 from .precision import accumulation_dtype, without_autocast
 
-# Logits at a time: on a CPU they are to stay near its cache, on a GPU they are to keep it busy.
-AT_ONCE = {"cpu": 2**23, "cuda": 2**26}
+# Logits at a time. Fewer would be slower, since each time all gradients of W are read and written.
+AT_ONCE = {"cpu": 2**25, "cuda": 2**26}
 # Float16 holds nothing between 0 and 6e-8, nor above 65504. So probabilities are raised before they are multiplied, or
 # those of rare words would vanish. X is lowered, or the gradients of common words would overflow.
 RAISED, LOWERED = 2.0**8, 2.0**-8
@@ -121,9 +121,13 @@ def direct_rows(logits: Tensor, target: Tensor, right: float, raised: float, wan
     Returns:
         p - right onehot(y), raised, (N, V), or None; log p[y] and the logsumexp, (N, 1) each, in float32 at least.
     """
-    log_p = F.log_softmax(logits, dim=1, dtype=accumulation_dtype(logits.dtype))
+    wide, right_logits = accumulation_dtype(logits.dtype), logits.gather(1, target)
+    if logits.dtype == wide:
+        log_p = torch.log_softmax(logits, dim=1, out=logits)
+    else:
+        log_p = F.log_softmax(logits, dim=1, dtype=wide)
     log_p_right = log_p.gather(1, target)
-    normalisers = logits.gather(1, target) - log_p_right
+    normalisers = right_logits - log_p_right
     if not wanted:
         return None, log_p_right, normalisers
     d_logits = torch.exp(log_p, out=logits) if raised == 1 else torch.mul(log_p.exp_(), raised, out=logits)
