@@ -1,7 +1,7 @@
 """fairseq's two losses of words, without the logits of a whole batch: the same numbers, in less time and memory."""
 
 import inspect
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import torch.nn as nn
 from fairseq.criterions import register_criterion
@@ -11,9 +11,14 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterionConfig,
 )
 from fairseq.distributed import FullyShardedDataParallel
+from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor
 
+from ..models.token_decoder import TokenDecoder
 from ..ops.cross_entropy import cross_entropy
+
+# that of other decoders may do more than a projection
+PLAIN = TransformerDecoderBase.output_layer, TokenDecoder.output_layer
 
 
 class _Features(NamedTuple):
@@ -55,17 +60,24 @@ class _Chunked:
 
 
 def _projection(model: Any) -> Optional[nn.Linear]:
-    """What makes logits of features; None where these are not all that there is to it."""
-    decoder: Any = getattr(model, "decoder", None)
-    projection = getattr(decoder, "output_projection", None)
+    """What makes logits of features; None where it is not known to be all that does."""
     outside = (
         isinstance(model, FullyShardedDataParallel)  # weights are whole only within `forward`
         or getattr(model, "find_unused_parameters", False)  # that of DDP would take the projection for one
     )
-    plain = isinstance(projection, nn.Linear) and projection.bias is None
-    if outside or not plain or "features_only" not in inspect.signature(decoder.forward).parameters:
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    decoder = getattr(model, "decoder", None)
+    plain = getattr(type(decoder), "output_layer", None) in PLAIN
+    if outside or not plain or not _takes(model.forward, "features_only"):
         return None
-    return projection
+    projection = getattr(decoder, "output_projection", None)
+    return projection if isinstance(projection, nn.Linear) and projection.bias is None else None
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(x.name == name or x.kind is x.VAR_KEYWORD for x in parameters)
 
 
 @register_criterion("chunked_label_smoothed_cross_entropy", dataclass=LabelSmoothedCrossEntropyCriterionConfig)

@@ -1,6 +1,7 @@
 """The losses in chunks are fairseq's, of our models and of fairseq's own."""
 
 import argparse
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -100,6 +101,7 @@ def asked_for(model):
     """The ways in which a model is called from now on: True for features alone."""
     ways, forward = [], model.forward
 
+    @functools.wraps(forward)
     def recorded(*args, **kwargs):
         ways.append(kwargs.get("features_only", False))
         return forward(*args, **kwargs)
@@ -179,8 +181,30 @@ FAIRSEQS_WAY = {
     "accuracy": (transformer, {"report_accuracy": True}, {}),
     "prefix": (transformer, {"ignore_prefix_size": 1}, {}),
     "each-word": (transformer, {}, {"reduce": False}),
+    "other-output-layer": (lambda: with_another_output_layer(transformer()), {}, {}),
+    "other-forward": (lambda: with_another_forward(transformer()), {}, {}),
     "projection-with-bias": (lambda: with_bias(transformer()), {}, {}),
 }
+
+
+def with_another_output_layer(model):
+    class Louder(type(model.decoder)):
+        def output_layer(self, features):
+            return 2 * super().output_layer(features)
+
+    model.decoder.__class__ = Louder
+    return model
+
+
+def with_another_forward(model):
+    """As that of fairseq's models of speech."""
+
+    class Speech(type(model)):
+        def forward(self, src_tokens, src_lengths, prev_output_tokens):
+            return super().forward(src_tokens, src_lengths, prev_output_tokens)
+
+    model.__class__ = Speech
+    return model
 
 
 def with_bias(model):
@@ -196,6 +220,13 @@ def test_fairseqs_way_where_the_loss_in_chunks_does_not_suit(make, settings, mor
     fairseqs, chunked, _ = LOSSES["smoothed"]
     assert_same(model, translation(), criterion(fairseqs, **settings), criterion(chunked, **settings), **more)
     assert ways == [False, False]
+
+
+def test_a_wrapper_hides_no_other_forward(one_process_group):
+    model = with_another_forward(transformer().train())
+    ways = asked_for(model)
+    criterion(ChunkedCrossEntropy)(ModuleProxyWrapper(DistributedDataParallel(model)), translation())
+    assert ways == [False]
 
 
 def test_weights_in_shards_are_whole_within_a_model_alone(monkeypatch):
