@@ -18,7 +18,7 @@ ALLOWED = {
     "modules": {"ops"},
     "data": set(),
     "models": {"renamed", "ops", "modules", "data"},
-    "criterions": {"ops", "models"},
+    "criterions": {"ops", "modules", "models"},
     "optim": set(),
     "tasks": {"data"},
     "check": {"versions", "ops", "models", "text", "generation"},

@@ -56,7 +56,7 @@ def losses(folder: Path, checkpoints: str, updates: int, *more: str) -> List[flo
     """
     words = [str(folder), "--user-dir", str(USER_DIR), "--arch", "luna_transformer_tiny_local"]
     words += "--task translation --dataset-impl raw -s en -t de --share-all-embeddings".split()
-    words += "--optimizer adam --lr 0.002 --clip-norm 1 --criterion cross_entropy".split()
+    words += "--optimizer adam --lr 0.002 --clip-norm 1 --criterion chunked_cross_entropy".split()
     words += "--batch-size 10 --required-batch-size-multiple 1".split()
     words += "--log-format json --log-interval 1 --num-workers 0 --distributed-world-size 1".split()
     words += "--valid-subset train --disable-validation --save-interval 1000000 --no-epoch-checkpoints".split()

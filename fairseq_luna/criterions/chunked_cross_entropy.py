@@ -1,7 +1,6 @@
 """fairseq's two losses of words, without the logits of a whole batch: the same numbers, in less time and memory."""
 
-import inspect
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple
 
 import torch.nn as nn
 from fairseq.criterions import register_criterion
@@ -11,14 +10,24 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterionConfig,
 )
 from fairseq.distributed import FullyShardedDataParallel
-from fairseq.models.transformer import TransformerDecoderBase
+from fairseq.models import BaseFairseqModel, FairseqDecoder, FairseqLanguageModel
+from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
 from torch import Tensor
 
+from ..models.luna_lm.decoder import LunaLMDecoder
+from ..models.luna_transformer.decoder import LunaDecoder
+from ..models.luna_transformer.model import LunaTransformerModel
 from ..models.token_decoder import TokenDecoder
+from ..modules.linear import Linear
 from ..ops.cross_entropy import cross_entropy
 
-# that of other decoders may do more than a projection
-PLAIN = TransformerDecoderBase.output_layer, TokenDecoder.output_layer
+# Between features and the loss they have a projection and a log-softmax. Others may have more.
+PLAIN = {
+    *(kind.forward for kind in (TransformerModelBase, LunaTransformerModel, FairseqLanguageModel)),
+    *(kind.forward for kind in (TransformerDecoderBase, LunaDecoder, LunaLMDecoder)),
+    *(kind.output_layer for kind in (TransformerDecoderBase, TokenDecoder)),
+    *(kind.get_normalized_probs for kind in (BaseFairseqModel, TransformerModelBase, FairseqDecoder, TokenDecoder)),
+}
 
 
 class _Features(NamedTuple):
@@ -61,23 +70,21 @@ class _Chunked:
 
 def _projection(model: Any) -> Optional[nn.Linear]:
     """What makes logits of features; None where it is not known to be all that does."""
-    outside = (
-        isinstance(model, FullyShardedDataParallel)  # weights are whole only within `forward`
-        or getattr(model, "find_unused_parameters", False)  # that of DDP would take the projection for one
-    )
-    while isinstance(getattr(model, "module", None), nn.Module):
-        model = model.module
-    decoder = getattr(model, "decoder", None)
-    plain = getattr(type(decoder), "output_layer", None) in PLAIN
-    if outside or not plain or not _takes(model.forward, "features_only"):
+    wrapped = [model]
+    while isinstance(getattr(wrapped[-1], "module", None), nn.Module):
+        wrapped.append(wrapped[-1].module)
+    if any(isinstance(part, FullyShardedDataParallel) for part in wrapped):
+        return None  # weights are whole only within `forward`
+    if getattr(model, "find_unused_parameters", False):
+        return None  # DDP would take the projection, which `forward` does not use, for one
+    decoder: Any = getattr(wrapped[-1], "decoder", None)
+    projection: Any = getattr(decoder, "output_projection", None)
+    methods = {getattr(type(decoder), "output_layer", None)}
+    for part in wrapped[-1], decoder:
+        methods.update(getattr(type(part), name, None) for name in ("forward", "get_normalized_probs"))
+    if not methods <= PLAIN or type(projection) not in (nn.Linear, Linear) or projection.bias is not None:
         return None
-    projection = getattr(decoder, "output_projection", None)
-    return projection if isinstance(projection, nn.Linear) and projection.bias is None else None
-
-
-def _takes(function: Callable[..., Any], name: str) -> bool:
-    parameters = inspect.signature(function).parameters.values()
-    return any(x.name == name or x.kind is x.VAR_KEYWORD for x in parameters)
+    return None if projection._forward_hooks or projection._forward_pre_hooks else projection
 
 
 @register_criterion("chunked_label_smoothed_cross_entropy", dataclass=LabelSmoothedCrossEntropyCriterionConfig)

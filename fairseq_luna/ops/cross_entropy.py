@@ -6,7 +6,7 @@
 
 Over a whole vocabulary the logits of a batch are the largest tensors of a training, and the equation needs several of
 them in float32. Here the logits of a few rows exist at a time, and gradients are made while they do. What label
-smoothing adds is the same for all words, so it needs no logits, but S = sum_v W_v:
+smoothing adds is the same for all words, so S = sum_v W_v is enough for it:
 
     sum_v log p_t[v] = S x_t - V logsumexp(W x_t)
     dloss/dx_t = W^T (p_t - (1 - e - e') onehot(y_t)) - e' S
@@ -25,8 +25,9 @@ from .precision import accumulation_dtype, without_autocast
 # Logits at a time. Fewer would be slower, since each time all gradients of W are read and written.
 AT_ONCE = {"cpu": 2**25, "cuda": 2**26}
 # Float16 holds nothing between 0 and 6e-8, nor above 65504. So probabilities are raised before they are multiplied, or
-# those of rare words would vanish. X is lowered, or the gradients of common words would overflow.
-RAISED, LOWERED = 2.0**8, 2.0**-8
+# those of rare words would vanish. X is lowered, and not too many rows are summed up at a time, or the gradients of
+# common words would overflow.
+RAISED, LOWERED, MOST_ROWS = 2.0**8, 2.0**-8, 4096
 
 
 def cross_entropy(
@@ -47,7 +48,7 @@ def cross_entropy(
     if ignored is not None and not x.is_cuda:  # where a GPU's host would wait to know how many rows are left
         counting = target != ignored
         x, target = x[counting], target[counting]
-    dtype = F.linear(x[:0], weight).dtype  # as autocast has it
+    dtype = F.linear(x[:0], weight[:0]).dtype  # as autocast has it
     return _loss(x.to(dtype), weight.to(dtype), target, smoothing, ignored, torch.is_grad_enabled())
 
 
@@ -64,13 +65,15 @@ class _CrossEntropy(torch.autograd.Function):
         right = 1 - smoothing - others
         raised, lowered = (RAISED, LOWERED) if x.dtype == torch.float16 else (1.0, 1.0)
         target = target.unsqueeze(1)
-        counts = torch.ones_like(target, dtype=wide) if ignored is None else (target != ignored).to(wide)
+        counts = torch.ones_like(target, dtype=wide)
+        if ignored is not None:  # which need not be a word
+            counts, target = (target != ignored).to(wide), target.masked_fill(target == ignored, 0)
         counted = x * (counts * lowered).to(x.dtype)
         dx = torch.empty_like(x) if differentiated and ctx.needs_input_grad[0] else None
         dw = torch.zeros_like(weight, dtype=wide) if differentiated and ctx.needs_input_grad[1] else None
 
         log_p_right, normalisers = torch.empty_like(counts), torch.empty_like(counts)
-        rows = max(1, AT_ONCE["cuda" if x.is_cuda else "cpu"] // words)
+        rows = min(MOST_ROWS, max(1, AT_ONCE["cuda" if x.is_cuda else "cpu"] // words))
         for start in range(0, len(x), rows):
             some = slice(start, start + rows)
             logits = x[some] @ weight.t()
@@ -130,8 +133,10 @@ def direct_rows(logits: Tensor, target: Tensor, right: float, raised: float, wan
     normalisers = right_logits - log_p_right
     if not wanted:
         return None, log_p_right, normalisers
-    d_logits = torch.exp(log_p, out=logits) if raised == 1 else torch.mul(log_p.exp_(), raised, out=logits)
-    d_logits.scatter_add_(1, target, torch.full_like(target, -right * raised, dtype=logits.dtype))
+    # the right word's is small where the model is sure of it, so it is rounded last
+    d_logits = log_p.exp_().scatter_add_(1, target, torch.full_like(log_p_right, -right))
+    if logits.dtype != wide:
+        d_logits = torch.mul(d_logits, raised, out=logits)
     return d_logits, log_p_right, normalisers
 
 

@@ -177,64 +177,103 @@ def test_two_processes_have_the_gradients_of_one(wrap, tmp_path):
     assert in_children((rank, 0), (rank, 1)) == [0, 0]
 
 
-FAIRSEQS_WAY = {
-    "accuracy": (transformer, {"report_accuracy": True}, {}),
-    "prefix": (transformer, {"ignore_prefix_size": 1}, {}),
-    "each-word": (transformer, {}, {"reduce": False}),
-    "other-output-layer": (lambda: with_another_output_layer(transformer()), {}, {}),
-    "other-forward": (lambda: with_another_forward(transformer()), {}, {}),
-    "projection-with-bias": (lambda: with_bias(transformer()), {}, {}),
+def changed(part, **methods):
+    """An object with other methods."""
+    part.__class__ = type(part.__class__.__name__, (part.__class__,), methods)
+    return part
+
+
+def speech(self, src_tokens, src_lengths, prev_output_tokens):
+    """A `forward` as of fairseq's models of speech."""
+    return TransformerModel.forward(self, src_tokens, src_lengths, prev_output_tokens)
+
+
+def cross_modal(self, src_tokens, src_lengths, prev_output_tokens, **kwargs):
+    """As of fairseq's xm_transformer, which takes everything, and gives logits."""
+    return TransformerModel.forward(self, src_tokens, src_lengths, prev_output_tokens)
+
+
+def flatter(self, net_output, log_probs, sample=None):
+    return (0.5 * net_output[0]).log_softmax(-1)
+
+
+def louder(self, features):
+    return 2 * self.output_projection(features)
+
+
+def change_decoder(model, **methods):
+    changed(model.decoder, **methods)
+    return model
+
+
+def change_projection(model, change):
+    change(model.decoder.output_projection)
+    return model
+
+
+def add_bias(projection):
+    projection.bias = torch.nn.Parameter(torch.randn(len(projection.weight), dtype=torch.float64))
+
+
+UNKNOWN = {
+    "another-forward": lambda model: changed(model, forward=speech),
+    "a-forward-that-takes-everything": lambda model: changed(model, forward=cross_modal),
+    "other-probabilities": lambda model: changed(model, get_normalized_probs=flatter),
+    "other-probabilities-of-the-decoder": lambda model: change_decoder(model, get_normalized_probs=flatter),
+    "another-output-layer": lambda model: change_decoder(model, output_layer=louder),
+    "projection-with-bias": lambda model: change_projection(model, add_bias),
+    "another-projection": lambda model: change_projection(model, changed),
+    "watched-projection": lambda model: change_projection(
+        model, lambda projection: projection.register_forward_hook(lambda module, inputs, logits: 2 * logits)
+    ),
 }
 
 
-def with_another_output_layer(model):
-    class Louder(type(model.decoder)):
-        def output_layer(self, features):
-            return 2 * super().output_layer(features)
-
-    model.decoder.__class__ = Louder
-    return model
-
-
-def with_another_forward(model):
-    """As that of fairseq's models of speech."""
-
-    class Speech(type(model)):
-        def forward(self, src_tokens, src_lengths, prev_output_tokens):
-            return super().forward(src_tokens, src_lengths, prev_output_tokens)
-
-    model.__class__ = Speech
-    return model
+@pytest.mark.parametrize("change", UNKNOWN.values(), ids=UNKNOWN)
+def test_other_models_have_fairseqs_way(change):
+    model = change(transformer().train())
+    ways = asked_for(model)
+    fairseqs, chunked, settings = LOSSES["smoothed"]
+    assert_same(model, translation(), criterion(fairseqs, **settings), criterion(chunked, **settings))
+    assert ways == [False, False]
 
 
-def with_bias(model):
-    projection = model.decoder.output_projection
-    projection.bias = torch.nn.Parameter(torch.randn(len(projection.weight), dtype=torch.float64))
-    return model
+FAIRSEQS_WAY = {"accuracy": ({"report_accuracy": True}, {}), "prefix": ({"ignore_prefix_size": 1}, {})}
+FAIRSEQS_WAY["each-word"] = ({}, {"reduce": False})
 
 
-@pytest.mark.parametrize("make, settings, more", FAIRSEQS_WAY.values(), ids=FAIRSEQS_WAY)
-def test_fairseqs_way_where_the_loss_in_chunks_does_not_suit(make, settings, more):
-    model, settings = make().train(), {"label_smoothing": 0.1, **settings}
+@pytest.mark.parametrize("settings, more", FAIRSEQS_WAY.values(), ids=FAIRSEQS_WAY)
+def test_fairseqs_way_where_all_logits_are_read(settings, more):
+    model, settings = transformer().train(), {"label_smoothing": 0.1, **settings}
     ways = asked_for(model)
     fairseqs, chunked, _ = LOSSES["smoothed"]
     assert_same(model, translation(), criterion(fairseqs, **settings), criterion(chunked, **settings), **more)
     assert ways == [False, False]
 
 
-def test_a_wrapper_hides_no_other_forward(one_process_group):
-    model = with_another_forward(transformer().train())
+def test_a_wrapper_hides_no_other_model(one_process_group):
+    model = changed(transformer().train(), forward=speech)
     ways = asked_for(model)
     criterion(ChunkedCrossEntropy)(ModuleProxyWrapper(DistributedDataParallel(model)), translation())
     assert ways == [False]
 
 
 def test_weights_in_shards_are_whole_within_a_model_alone(monkeypatch):
+    """Whatever is around the shards, such as a watch over the time."""
     model = transformer().train()
     ways = asked_for(model)
     monkeypatch.setattr(chunked_cross_entropy, "FullyShardedDataParallel", TransformerModel)
-    criterion(ChunkedCrossEntropy)(model, translation())
+    criterion(ChunkedCrossEntropy)(ModuleProxyWrapper(Timed(model)), translation())
     assert ways == [False]
+
+
+class Timed(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
 
 
 def test_an_adaptive_softmax_keeps_its_own_loss():

@@ -81,19 +81,54 @@ def test_fairseqs_loss(few_rows, function, rows, ignored, smoothing):
     assert_close(values_and_gradients(function, *given), values_and_gradients(fairseqs, *given), 1e-12)
 
 
-def assert_close_to_float64(dtype, rows, words=WORDS):
+def assert_close_to_float64(dtype, rows, words=WORDS, function=cross_entropy):
     """In float16 the loss is scaled, as fairseq's optimizer does."""
     x, weight, target = inputs(rows, dtype, words)
     scale = 128.0 if dtype == torch.float16 else 1.0
-    got = values_and_gradients(cross_entropy, x, weight, target, 0.1, PAD, scale=scale)
+    got = values_and_gradients(function, x, weight, target, 0.1, PAD, scale=scale)
     expected = values_and_gradients(fairseqs, x.double(), weight.double(), target, 0.1, PAD)
     assert got[2].dtype == got[3].dtype == dtype and got[0].dtype == torch.float32
     assert_close(got, expected, TOLERANCE[dtype])
 
 
 @dtypes
-def test_precisions(dtype, few_rows, kernel):
-    assert_close_to_float64(dtype, 21)
+@pytest.mark.parametrize("function", [cross_entropy, with_padding_left_in])
+def test_precisions(dtype, function, few_rows, kernel):
+    assert_close_to_float64(dtype, 21, function=function)
+
+
+def error(got, expected):
+    return float((got.double() - expected).norm() / expected.norm())
+
+
+def in_this_precision(x, weight, target, smoothing, ignored):
+    """fairseq's loss, whose log-softmax is in float32."""
+    log_probs = F.linear(x, weight).log_softmax(-1, dtype=torch.float32)
+    return label_smoothed_nll_loss(log_probs, target, smoothing, ignored)
+
+
+@dtypes
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("sure", [1, 10, 20])
+def test_gradients_of_a_sure_model_are_as_exact_as_fairseqs(dtype, smoothing, sure, kernel):
+    """The right word's is a small difference then: of 1 and a probability near it."""
+    x, weight, target = inputs(60, torch.float64)
+    x = (sure * F.normalize(weight)[target] + 0.02 * x).to(dtype)
+    given = x, weight.to(dtype), target, smoothing, PAD
+    exact = values_and_gradients(fairseqs, x.double(), weight.to(dtype).double(), *given[2:])
+    scale = 128.0 if dtype == torch.float16 else 1.0
+    ours, theirs = (values_and_gradients(f, *given, scale=scale) for f in (cross_entropy, in_this_precision))
+    for got, rough, right in zip(ours[2:], theirs[2:], exact[2:]):
+        assert error(got, right) <= 2 * error(rough, right) + 1e-5
+
+
+@pytest.mark.parametrize("ignored", [-100, WORDS])
+def test_what_is_ignored_need_not_be_a_word(ignored, kernel):
+    x, weight, target = inputs(21, torch.float32)
+    want = values_and_gradients(fairseqs, x, weight, target, 0.1, PAD)
+    target = target.masked_fill(target == PAD, ignored)
+    for function in cross_entropy, with_padding_left_in:
+        assert_close(values_and_gradients(function, x, weight, target, 0.1, ignored), want, 1e-5)
 
 
 @pytest.mark.parametrize("words", [15, 16, 17, 64])
@@ -122,6 +157,19 @@ def test_float16_neither_loses_rare_words_nor_overflows_for_common_ones(kernel):
     assert expected[3].abs().max() > 500 and x.double().mm(weight.double().t()).softmax(-1)[:, 10:].max() < 2.0**-23
     assert_close(got, expected, TOLERANCE[torch.float16])
     assert_close([got[3][10:]], [expected[3][10:]], 1e-2)  # beside the largest of the rare ones
+
+
+@float16
+def test_float16_overflows_in_no_small_vocabulary_of_many_rows():
+    """Of 40,000 rows all have one right word, which the model takes for impossible."""
+    x, weight, target = inputs(40000, torch.float16, words=20, scale=0.0)
+    x[:, 0], weight[:, 0] = 12.0, 0.5
+    weight[4, 0] = -0.5
+    target[:] = 4
+    x, weight = (u.requires_grad_() for u in (x, weight))
+    loss, _ = cross_entropy(x, weight, target)
+    (loss / 16).backward()  # fairseq's optimizer finds such a scale
+    torch.testing.assert_close(weight.grad[4, 0].float(), torch.tensor(-12 * 40000 / 16.0), rtol=1e-2, atol=0)
 
 
 def test_without_gradients(kernel):

@@ -1,6 +1,7 @@
 """What a cross entropy needs of logits, in one kernel: their normaliser, and their gradients.
 
-A program reads a row of logits twice: once for its logsumexp, and again, from the cache, for its probabilities.
+A program reads a row of logits twice: once for its logsumexp, and again, as a rule from the cache, for its
+probabilities.
 """
 
 from typing import Optional, Tuple
@@ -31,7 +32,9 @@ def rows_kernel(
     normaliser = most + tl.log(tl.sum(total, axis=0))
     target_word = tl.load(target + row)
     tl.store(normalisers + row, normaliser)
-    tl.store(log_p_right + row, tl.load(logits + target_word).to(tl.float32) - normaliser)
+    is_word = (target_word >= 0) & (target_word < words)
+    right_logit = tl.load(logits + target_word, is_word, other=float("nan")).to(tl.float32)
+    tl.store(log_p_right + row, right_logit - normaliser)
     if WANTED:
         d_logits += row * words
         for start in range(0, words, BLOCK):

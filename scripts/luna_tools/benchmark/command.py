@@ -97,9 +97,10 @@ def main() -> None:
     plain = gpu or args.precision != "fp32"
     names = [name for name in command.models if not plain or not name.endswith(IN_FEWER_BITS)]
     chosen = [spec_of(name, args) for name in args.models or names]
-    args.criterion = args.criterion or criterion_for(chosen)
     todo = args.points or (command.quick if args.quick else command.points)
-    asked = {key: getattr(args, key) for key in ("beam", "threads", "seed", "cpu", "precision", "criterion")}
+    asked = {key: getattr(args, key) for key in ("beam", "threads", "seed", "cpu", "precision")}
+    if args.command == "train":
+        asked["criterion"] = args.criterion or criterion_for(chosen)
     settings = {
         "command": args.command,
         "arms": chosen,  # as earlier versions call them, here and in results.json
@@ -208,7 +209,6 @@ def parse_args() -> argparse.Namespace:
             help="of parameters and activations, as fairseq has it; in training with its own FP16Optimizer, whose "
             "parameters are in float32 (default %(default)s)",
         )
-        sub.set_defaults(criterion=None)
         if name == "train":
             sub.add_argument(
                 "--criterion",

@@ -51,8 +51,8 @@ def build(spec: Dict[str, Any], sizes: Dict[str, Any]) -> Tuple[Any, Any, Any, A
     if sizes["dim"] % sizes["heads"]:
         raise Problem(f"--heads {sizes['heads']} does not divide --dim {sizes['dim']}")
     words = ["data", "--arch", spec["arch"], "--share-all-embeddings", "--task", "translation"]
-    words += ["--criterion", sizes["criterion"], "--label-smoothing", "0.1", "--optimizer", "adam"]
-    words += ["--lr", "1e-4", "--dropout", str(sizes["dropout"])]
+    words += ["--criterion", sizes.get("criterion", "label_smoothed_cross_entropy"), "--label-smoothing", "0.1"]
+    words += ["--optimizer", "adam", "--lr", "1e-4", "--dropout", str(sizes["dropout"])]
     for flag in "max-source-positions", "max-target-positions":
         # and room for the searches whose launches are counted
         words += [f"--{flag}", str(16 + max(sizes["length"], sizes.get("out_length", 0)))]
