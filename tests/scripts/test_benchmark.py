@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import USER_DIR, run, script
 from luna_tools.benchmark import counting, operators
-from luna_tools.benchmark.command import QUICK
+from luna_tools.benchmark.command import QUICK, criterion_for
 from luna_tools.benchmark.measuring import Crew
 from luna_tools.benchmark.model_names import spec_of
 from luna_tools.benchmark.reporting import tabulate
@@ -52,6 +52,8 @@ def test_every_command(command, precision, models, points, tmp_path):
     shown = benchmark(*words).stdout
     report = json.loads((out / "results.json").read_text())
     assert report["machine"]["torch threads"] == 1 and report["versions"]["torch"]
+    # ours cannot be imported beside another plugin
+    assert report["sizes"].get("criterion") == ("label_smoothed_cross_entropy" if command == "train" else None)
     assert len(report["points"]) == len(points)
     for point in report["points"]:
         assert list(point["arms"]) == models
@@ -78,6 +80,12 @@ def test_every_command(command, precision, models, points, tmp_path):
     assert (out / "results.json").read_bytes() == before
     words[words.index("bf16")] = "fp32"
     assert "precision was 'bf16', now 'fp32': choose another --out" in benchmark(*words, fails=True).stderr
+
+
+def test_the_loss_in_chunks_is_that_of_our_models():
+    ours, theirs = [{}, {"user_dir": "fairseq_luna"}], [{}, {"user_dir": "tests"}]
+    assert criterion_for(ours) == "chunked_label_smoothed_cross_entropy"
+    assert criterion_for(theirs) == "label_smoothed_cross_entropy"
 
 
 @pytest.mark.release

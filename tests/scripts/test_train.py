@@ -362,7 +362,7 @@ def test_a_training_that_is_done_is_left_alone(data, one_process, tmp_path):
 def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path):
     """As what the setting's default is, and as nothing else; and of before architectures were models of their own.
 
-    Settings that leave the training as it is may change.
+    Settings that leave the training as it is may change, and so may the form of the loss.
     """
     shutil.copytree(one_process, tmp_path / "old", symlinks=True)
     record, last = tmp_path / "old" / "settings.json", tmp_path / "old" / "checkpoints" / "checkpoint_last.pt"
@@ -370,6 +370,8 @@ def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path
     assert settings.pop("model.pack_values") == state["cfg"]["model"].pop("pack_values") == "projected"
     assert settings.pop("model.arch") == state["cfg"]["model"].pop("arch") == "luna_transformer_wmt_en_de"
     settings["model._name"] = state["cfg"]["model"]["_name"] = "luna_transformer"
+    assert settings["criterion._name"] == "chunked_label_smoothed_cross_entropy"
+    settings["criterion._name"] = state["cfg"]["criterion"]["_name"] = "label_smoothed_cross_entropy"
     record.write_text(json.dumps(settings))
     torch.save(state, str(last))
     words = "optimization.update_freq=[2]", *NO_DROPOUT
@@ -377,7 +379,7 @@ def test_a_training_of_before_a_setting_came_goes_on(data, one_process, tmp_path
     assert "model.pack_values was 'projected', now 'unprojected'" in done.stderr
     neither = "model.checkpoint_activations=true", "task.eval_bleu=true", "dataset.max_valid_steps=1"
     said = run(train(data, tmp_path / "old", *words, *neither, "optimization.max_update=13")).stdout
-    assert "optimization.max_update was 12, now 13" in said and "pack_values" not in said
+    assert "optimization.max_update was 12, now 13" in said and "pack_values" not in said and "criterion" not in said
     assert "model.checkpoint_activations was False, now True" in said and "task.eval_bleu was None, now True" in said
     assert checkpoint(tmp_path / "old")["optimizer_history"][-1]["num_updates"] == 13
     assert json.loads(record.read_text())["model.pack_values"] == "projected"
