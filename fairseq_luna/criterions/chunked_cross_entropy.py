@@ -1,4 +1,4 @@
-"""fairseq's two losses of words, without the logits of a whole batch: the same numbers, in less time and memory."""
+"""fairseq's two losses of words, without the logits of a whole batch: the same numbers in less memory."""
 
 from typing import Any, NamedTuple, Optional, Tuple
 
@@ -43,8 +43,8 @@ class _Features(NamedTuple):
 class _Chunked:
     """Asks a model for features, and computes the loss of its output projection with `ops.cross_entropy`.
 
-    fairseq's way stays where a loss of each word is asked for, or the accuracy, or where a model has no plain output
-    projection.
+    Where a loss of each word is asked for, or the accuracy, or where a model may have more than an output projection,
+    the loss is computed as fairseq does.
     """
 
     eps = 0.0

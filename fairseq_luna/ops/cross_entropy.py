@@ -66,7 +66,7 @@ class _CrossEntropy(torch.autograd.Function):
         raised, lowered = (RAISED, LOWERED) if x.dtype == torch.float16 else (1.0, 1.0)
         target = target.unsqueeze(1)
         counts = torch.ones_like(target, dtype=wide)
-        if ignored is not None:  # which need not be a word
+        if ignored is not None:  # it need not be the number of a word
             counts, target = (target != ignored).to(wide), target.masked_fill(target == ignored, 0)
         counted = x * (counts * lowered).to(x.dtype)
         dx = torch.empty_like(x) if differentiated and ctx.needs_input_grad[0] else None
