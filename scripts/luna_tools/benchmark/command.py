@@ -213,7 +213,7 @@ def parse_args() -> argparse.Namespace:
             sub.add_argument(
                 "--criterion",
                 choices=CRITERIONS,
-                help=f"of all models (default {CRITERIONS[0]}; with another plugin's models fairseq's own)",
+                help=f"loss of all models (default {CRITERIONS[0]}; beside another plugin's models fairseq's)",
             )
         sub.add_argument("--seed", type=int, default=1, metavar="N", help="default %(default)s")
         sub.add_argument("--cpu", action="store_true", help="leave a GPU alone")
