@@ -99,4 +99,4 @@ class ChunkedCrossEntropy(_Chunked, CrossEntropyCriterion):
 
 # fairseq goes on with a training only if its criterion has a class of the same name. These are the same losses.
 for _chunked in (ChunkedLabelSmoothedCrossEntropy, ChunkedCrossEntropy):
-    _chunked.__name__ = _chunked.__mro__[2].__name__
+    _chunked.__name__ = _chunked.__bases__[1].__name__

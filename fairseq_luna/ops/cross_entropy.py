@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import dispatch, fused
 from .precision import accumulation_dtype, without_autocast
+from .softmax import log_softmax_
 
 # Logits at a time. Fewer would be slower, since each time all gradients of W are read and written.
 AT_ONCE = {"cpu": 2**25, "cuda": 2**26}
@@ -73,11 +74,11 @@ class _CrossEntropy(torch.autograd.Function):
         dw = torch.zeros_like(weight, dtype=wide) if differentiated and ctx.needs_input_grad[1] else None
 
         log_p_right, normalisers = torch.empty_like(counts), torch.empty_like(counts)
+        wanted = dx is not None or dw is not None
         rows = min(MOST_ROWS, max(1, AT_ONCE["cuda" if x.is_cuda else "cpu"] // words))
         for start in range(0, len(x), rows):
             some = slice(start, start + rows)
             logits = x[some] @ weight.t()
-            wanted = dx is not None or dw is not None
             work = dispatch.Work(logits.unsqueeze(0))
             given = logits, target[some], right, raised, wanted
             d_logits, log_p_right[some], normalisers[some] = dispatch.run("cross entropy", work, FORMS, *given)
@@ -125,10 +126,7 @@ def direct_rows(logits: Tensor, target: Tensor, right: float, raised: float, wan
         p - right onehot(y), raised, (N, V), or None; log p[y] and the logsumexp, (N, 1) each, in float32 at least.
     """
     wide, right_logits = accumulation_dtype(logits.dtype), logits.gather(1, target)
-    if logits.dtype == wide:
-        log_p = torch.log_softmax(logits, dim=1, out=logits)
-    else:
-        log_p = F.log_softmax(logits, dim=1, dtype=wide)
+    log_p = log_softmax_(logits) if logits.dtype == wide else F.log_softmax(logits, dim=1, dtype=wide)
     log_p_right = log_p.gather(1, target)
     normalisers = right_logits - log_p_right
     if not wanted:

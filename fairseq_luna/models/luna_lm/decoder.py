@@ -67,10 +67,10 @@ class LunaLMDecoder(TokenDecoder):
             (models/training_graphs.py) there are no `inner_states`.
         """
         features = self.replay(prev_output_tokens) if incremental_state is None else None
-        if features is not None:
-            return (features if features_only else self.output_layer(features)), {"attn": [None]}
-        x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
-        return (x if features_only else self.output_layer(x)), extra
+        extra: Dict[str, Any] = {"attn": [None]}
+        if features is None:
+            features, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
+        return (features if features_only else self.output_layer(features)), extra
 
     def extract_features(
         self,
