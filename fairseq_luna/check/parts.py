@@ -24,7 +24,7 @@ from . import ROW, Row, remedy
 from .training import SOURCES, losses, prepare
 
 UPDATES, MORE = 20, 3
-KERNELS = "pack", "unpack", "causal attention", "cross entropy"
+KERNELS = "pack", "unpack", "causal attention", "residual", "cross entropy"
 # how far the score of a translation, in nats a piece, may be from that which the search in fp32 gave it
 CLOSE = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.05, "int8": 0.05}
 

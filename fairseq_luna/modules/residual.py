@@ -6,6 +6,7 @@ import torch.nn as nn
 from fairseq.modules import LayerNorm
 from torch import Tensor
 
+from ..ops.residual import residual
 from .dropout import Dropout
 
 
@@ -41,5 +42,5 @@ class Residual(nn.Module):
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
         """x and the block's result y, joined."""
-        x = x + self.dropout(y)
+        x = residual(x, y, self.dropout)
         return x if self.pre_norm else self.layer_norm(x)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, Optional, Tuple
 
+import torch
 from torch import Tensor
 
 from .head_projection import HeadProjection, KeyValue
@@ -69,12 +70,16 @@ class SourceMemoryLayer(Layer):
         """P (B, l, D), encoder output (B, m, D), its mask (B, m), what is known of the slots -> the
         layer's view of them, P' (in the last layer P) and the pack weights (B, H, l, m), as `Pack` returns them."""
         query = key = value = weights = None
-        # every step of a generation reads them, so their memory is put in order once
         if self.causal_query is not None:
-            query = self.causal_query(packed).contiguous()
+            query = _in_order(self.causal_query(packed))
         if self.pack is not None:
             y_p, weights = self.pack(self.residual.enter(packed), encoder_out, padding, slots.positions, need_weights)
             key, value = self.key_value(y_p)
-            key, value = key.contiguous(), None if value is None else value.contiguous()
+            key, value = _in_order(key), None if value is None else _in_order(value)
             packed = packed if self.last else self.residual.leave(packed, y_p)
         return SourceView(query, key, value), packed, weights
+
+
+def _in_order(x: Tensor) -> Tensor:
+    """Every step of a generation reads it, so its memory is put in order once; a training reads it once."""
+    return x if torch.is_grad_enabled() else x.contiguous()

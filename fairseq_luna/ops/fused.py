@@ -15,11 +15,9 @@ from .slots import GaussianBias
 
 
 def causal_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Optional[Tensor],
-    pack_key: Tensor,
+    projected: Tensor,
     pack_query: Tensor,
+    tied: bool,
     hidden: Optional[Tensor],
     decay: Optional[Tensor],
     activation: str,
@@ -29,23 +27,18 @@ def causal_attention(
     """As `triton.causal.causal_attention`."""
     from .triton import causal
 
-    batch, n, _ = query.shape
+    batch, n, _ = projected.shape
     heads, slots, dim = pack_query.shape[1:]
-    tied, decaying = value is None, decay is not None
-    launch = causal.plan(
-        batch, n, heads, dim, slots, query.dtype, query.device, tied, decaying, activation, dropout > 0
-    )  # fmt: skip
-    seed, turn = dispatch.seed(dropout), dispatch.turn(query.device)
+    dtype, device = projected.dtype, projected.device
+    launch = causal.plan(batch, n, heads, dim, slots, dtype, device, tied, decay is not None, activation, dropout > 0)
+    seed, turn = dispatch.seed(dropout), dispatch.turn(device)
     decay = None if decay is None else _in_float32(decay)
 
-    def call(q, k, v, c, p):
-        return causal.causal_attention(
-            q, k, v, c, p, hidden, decay, activation, dropout, seed, turn, query_scale, launch
-        )
+    def call(x, p):
+        return causal.causal_attention(x, p, tied, hidden, decay, activation, dropout, seed, turn, query_scale, launch)
 
-    kind = (*launch.options.values(), launch.parts > 1, n > launch.chunk, hidden is None, query.dtype)
-    pack_query = pack_query.to(query.dtype)
-    return dispatch.attempt("causal attention", kind, call, query, key, value, pack_key, pack_query)
+    kind = (*launch.options.values(), launch.parts > 1, n > launch.chunk, hidden is None, dtype)
+    return dispatch.attempt("causal attention", kind, call, projected, pack_query.to(dtype))
 
 
 def pack(
@@ -101,6 +94,18 @@ def unpack(
     kind = (*launch.options.values(), launch.parts > 1, value is None, hidden is None, query.dtype)
     key, value = key.to(query.dtype), None if value is None else value.to(query.dtype)
     return dispatch.attempt("unpack", kind, call, query, key, value, sharpness, shift)
+
+
+def residual(x: Tensor, y: Tensor, dropout: float) -> Optional[Tensor]:
+    """As `triton.residual.residual`."""
+    from .triton import residual as kernels
+
+    seed, turn = dispatch.seed(dropout), dispatch.turn(y.device)
+
+    def call(x, y):
+        return kernels.residual(x, y, dropout, seed, turn)
+
+    return dispatch.attempt("residual", (x.dtype, y.dtype, y.numel() % 16 == 0), call, x, y)
 
 
 def cross_entropy_rows(

@@ -1,6 +1,6 @@
 """Projections as operators take them, who choose whether to apply one or to move it to the other side of a product."""
 
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import Callable, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,12 @@ class Projection(NamedTuple):
 
 
 IDENTITY = Projection()
+
+
+def side_by_side(x: Tensor, projections: Sequence[Projection]) -> Tensor:
+    """Several projections as one product, without their scales: (B, n, in) -> (B, n, sum of out)."""
+    weights, biases = ([getattr(projection, name) for projection in projections] for name in ("weight", "bias"))
+    return F.linear(x, torch.cat(weights), torch.cat(biases))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -77,17 +77,25 @@ def check_causal(
     width, query_scale = heads * dim, dim**-0.5
     names = ("query", "key", "pack_key") if tied else ("query", "key", "pack_key", "value")
     inputs = {name: on_device((batch, n, width), dtype) for name in names}
-    inputs["pack_query"] = on_device((batch, heads, slots, dim), dtype, dim**-0.5)
+    # both layouts that come: of heads, and of slots
+    shape = (batch, heads, slots, dim) if decaying else (batch, slots, heads, dim)
+    inputs["pack_query"] = on_device(shape, dtype, dim**-0.5)
     hidden = (torch.arange(slots) >= (slots + 1) // 2).expand(batch, -1).to(DEVICE)
     decay = 1 - 0.5 ** torch.arange(1.0, heads + 1, device=DEVICE) if decaying else None
     masks = reference.dropout_masks(SEED, p, batch, heads, n, slots, padded(slots), DEVICE) if p else None
 
+    def of_slots(x):
+        """(B, H, l, d) of either layout."""
+        return x if decaying else x.transpose(1, 2)
+
     def kernel(query, key, pack_key, pack_query, value=None):
-        rest = hidden, decay, activation, p, SEED
-        return causal_attention(query, key, value, pack_key, pack_query, *rest, query_scale=query_scale)
+        projected = torch.cat([x for x in (query, key, value, pack_key) if x is not None], dim=-1)
+        rest = tied, hidden, decay, activation, p, SEED
+        return causal_attention(projected, of_slots(pack_query), *rest, query_scale=query_scale)
 
     def plain(query, key, pack_key, pack_query, value=None, cancelling=True):
         q, k, v, c = (None if x is None else by_head(x, heads) for x in (query, key, value, pack_key))
+        pack_query = of_slots(pack_query)
         rest = hidden, decay, activation, p, masks, cancelling
         return joined(reference.causal_attention(q * query_scale, k, v, c, pack_query, *rest))
 
@@ -202,12 +210,12 @@ def turn_of(number):
 def drawn(operator, n, seed, turn=None):
     """Its output and gradients, of inputs that are always the same."""
     torch.manual_seed(0)
-    x, key, pack_key = (on_device((1, n, 32)) for _ in range(3))
+    x, key, projected = (on_device((1, n, width)) for width in (32, 32, 96))
     slots, packed = on_device((1, 2, 5, 16)), on_device((1, 5, 32))
     draws = {"dropout": 0.5, "seed": seed, "turn": turn}
     if operator == "causal attention":
-        inputs = x, key, pack_key, slots
-        out = causal_attention(x, key, None, pack_key, slots, **draws)
+        inputs = projected, slots
+        out = causal_attention(projected, slots, True, **draws)
     elif operator == "pack":
         inputs = packed, key
         out = pack(packed, key, None, 2, **draws)
@@ -238,7 +246,7 @@ def test_operators_are_of_the_turn_they_run_in(operator):
         torch.manual_seed(0)
         with dispatch.turning(turn_of(turn)):
             if operator == "causal attention":
-                return fused.causal_attention(x, x, None, x, slots, None, None, "elu", 0.5, 1.0)
+                return fused.causal_attention(x.repeat(1, 1, 3), slots, True, None, None, "elu", 0.5, 1.0)
             if operator == "pack":
                 return fused.pack(key, x, None, 2, None, None, 0.5, 1.0)
             return fused.unpack(x, slots, None, None, None, 0.5, 1.0)

@@ -15,7 +15,7 @@ from .. import dispatch, fused
 from ..attention import ordered
 from ..dropout import NO_DROPOUT, Dropout
 from ..precision import UNPACK_DTYPE, accumulation_dtype, without_autocast
-from ..projection import Projection, logits_moved, merge_heads, split_heads
+from ..projection import Projection, logits_moved, merge_heads, side_by_side, split_heads
 from ..softmax import softmax
 from .chunk import chunk_causal_product
 from .naive import whole_product
@@ -45,6 +45,11 @@ class Projections(NamedTuple):
     key: Projection
     value: Optional[Projection]
     pack_key: Projection
+
+    def together(self, x: Tensor) -> Tensor:
+        """All that is read of X, (B, n, D), as one product without the query's scale: q, k, v and c side by side, or
+        tied q, k and c."""
+        return side_by_side(x, [projection for projection in self if projection is not None])
 
 
 def causal_attention(
@@ -110,21 +115,10 @@ def fused_causal_attention(
     dropout: Dropout,
     whole: Optional[Tensor],
 ) -> Optional[Tensor]:
-    """One kernel behind the projections; None where it does not compile."""
-    query, key, value, pack_key = projections
-    queries, scale = query.apart(x)
-    return fused.causal_attention(
-        queries,
-        key(x),
-        None if value is None else value(x),
-        pack_key(x),
-        pack_query,
-        hidden,
-        decay,
-        activation,
-        dropout.rate(),
-        scale,
-    )
+    """One kernel behind one projection; None where it does not compile."""
+    tied, scale = projections.value is None, projections.query.scale
+    projected = projections.together(x)
+    return fused.causal_attention(projected, pack_query, tied, hidden, decay, activation, dropout.rate(), scale)
 
 
 FORMS = {"direct": direct_causal_attention, "fused": fused_causal_attention}

@@ -14,14 +14,14 @@ taken first, so that all segments run at once.
 """
 
 import functools
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from .causal_backward import front_kernel, one_chunk_backward_kernel, rear_kernel
 from .causal_forward import forward_kernel, sums_kernel
-from .launch import Launch, as_bytes, chunk_for, cut, draws_of, padded, precision
+from .launch import Launch, as_bytes, chunk_for, cut, draws_of, laid_out, padded, parts_like, precision
 
 # The backward pass of one chunk reads past its memory with chunks of 64 (Triton 3.6, on an H200).
 LARGEST_ONLY_CHUNK = 32
@@ -58,28 +58,28 @@ def plan(
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, c, p, hidden, decay, launch, draws, query_scale):
+    def forward(ctx, x, p, hidden, decay, launch, draws, query_scale):
         _, segments, per_segment, padded_slots, options = launch
-        batch, n, _ = q.shape
+        batch, n, _ = x.shape
         heads, slots, dim = p.shape[1:]
-        groups = batch * heads
-        numbers = (n, slots, *draws)
-        values = k if v is None else v
+        groups, tied = batch * heads, options["TIED"]
+        q, k, v, c = _apart(x, tied)
+        numbers = (*p.stride()[1:3], n, slots, *draws)
         hidden_bytes, decays = as_bytes(hidden, p), p if decay is None else decay
         key_sums = value_sums = None
         if segments > 1:
-            key_sums = q.new_empty(groups, segments, dim * padded_slots, dtype=torch.float32)
-            value_sums = key_sums if v is None else torch.empty_like(key_sums)
+            key_sums = x.new_empty(groups, segments, dim * padded_slots, dtype=torch.float32)
+            value_sums = key_sums if tied else torch.empty_like(key_sums)
             sums_kernel[(groups, segments - 1)](
-                k, values, c, p, decays, key_sums, value_sums, *numbers, segments, per_segment, **options
+                k, v, c, p, decays, key_sums, value_sums, *numbers, segments, per_segment, **options
             )
-        out = torch.empty_like(q)
+        out = x.new_empty(batch, n, heads * dim)
         forward_kernel[(groups, segments)](
-            q, k, values, c, p, hidden_bytes, decays, p if key_sums is None else key_sums,
+            q, k, v, c, p, hidden_bytes, decays, p if key_sums is None else key_sums,
             p if value_sums is None else value_sums, out, query_scale, *numbers, segments, per_segment,
             HIDDEN=hidden is not None, SEGMENTED=segments > 1, WALK=n > launch.chunk, **options,
         )  # fmt: skip
-        ctx.save_for_backward(q, k, v, c, p, hidden, decay, key_sums, value_sums)
+        ctx.save_for_backward(x, p, hidden, decay, key_sums, value_sums)
         # with the turn, which may change in place: save_for_backward would refuse that
         ctx.launch, ctx.query_scale, ctx.numbers = launch, query_scale, numbers
         return out
@@ -87,50 +87,48 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
-        q, k, v, c, p, hidden, decay, key_sums, value_sums = ctx.saved_tensors
+        x, p, hidden, decay, key_sums, value_sums = ctx.saved_tensors
         chunk, segments, per_segment, padded_slots, options = ctx.launch
         numbers, dy = ctx.numbers, dy.contiguous()
-        batch, n, _ = q.shape
-        heads, slots, dim = p.shape[1:]
-        groups = batch * heads
-        dq, dk, dc = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
-        values, dv = (k, dk) if v is None else (v, torch.empty_like(q))
+        groups, n, tied = len(x) * options["HEADS"], x.size(1), options["TIED"]
+        dx, dp = torch.empty_like(x), parts_like(p, segments)
+        (q, k, v, c), (dq, dk, dv, dc) = _apart(x, tied), _apart(dx, tied)
         hidden_bytes, decays = as_bytes(hidden, p), p if decay is None else decay
         if n <= chunk and n <= LARGEST_ONLY_CHUNK:
-            dp = torch.empty_like(p)
             one_chunk_backward_kernel[(groups,)](
-                q, k, values, c, p, hidden_bytes, decays, dy, dq, dk, dv, dc, dp, ctx.query_scale, *numbers,
+                q, k, v, c, p, hidden_bytes, decays, dy, dq, dk, dv, dc, dp, ctx.query_scale, *numbers,
                 HIDDEN=hidden is not None, **options,
             )  # fmt: skip
-            return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None
-        d_logits = q.new_empty(groups, n, padded_slots)
+            return dx, dp, None, None, None, None, None
+        d_logits = x.new_empty(groups, n, padded_slots)
         unpack = torch.empty_like(d_logits)
         before, after = (p, p), (p, p)
-        dp = torch.empty_like(p)
         if segments > 1:
             key_after = torch.empty_like(key_sums)
             before = (key_sums, value_sums)
-            after = (key_after, key_after if v is None else torch.empty_like(key_sums))
-            # a part for each segment, to be added up in float32
-            dp = p.new_empty(segments, batch, heads, slots, dim, dtype=torch.float32)
+            after = (key_after, key_after if tied else torch.empty_like(key_sums))
         front_kernel[(groups, segments)](
-            q, k, values, c, p, hidden_bytes, decays, *before, dy, dq, d_logits, unpack, *after, ctx.query_scale,
+            q, k, v, c, p, hidden_bytes, decays, *before, dy, dq, d_logits, unpack, *after, ctx.query_scale,
             *numbers, segments, per_segment, HIDDEN=hidden is not None, SEGMENTED=segments > 1, **options,
         )  # fmt: skip
         rear_kernel[(groups, segments)](
-            q, k, values, c, p, decays, dy, d_logits, unpack, *after, dk, dv, dc, dp,
+            q, k, v, c, p, decays, dy, d_logits, unpack, *after, dk, dv, dc, dp,
             *numbers, segments, per_segment, SEGMENTED=segments > 1, **options,
         )  # fmt: skip
         dp = dp.sum(0).to(p.dtype) if segments > 1 else dp
-        return dq, dk, None if v is None else dv, dc, dp, None, None, None, None, None
+        return dx, dp, None, None, None, None, None
+
+
+def _apart(x: Tensor, tied: bool) -> Tuple[Tensor, ...]:
+    """q, k, v and c, of what stands side by side; v is k where they are tied."""
+    parts = x.unflatten(2, (3 if tied else 4, -1)).unbind(2)
+    return (*parts[:2], parts[1], parts[2]) if tied else parts
 
 
 def causal_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Optional[Tensor],
-    pack_key: Tensor,
+    projected: Tensor,
     pack_query: Tensor,
+    tied: bool,
     hidden: Optional[Tensor] = None,
     decay: Optional[Tensor] = None,
     activation: str = "softplus",
@@ -145,11 +143,9 @@ def causal_attention(
     Sums are taken in float32, products in the dtype of the inputs, which is one for all.
 
     Args:
-        query: q, (B, n, H d).
-        key: k, (B, n, H d).
-        value: v, (B, n, H d); None where the keys are the values (tied).
-        pack_key: c, (B, n, H d).
+        projected: of X, side by side: q, k and c, H d channels each, (B, n, 3 H d), or untied q, k, v and c.
         pack_query: P, scaled, (B, H, l, d).
+        tied: whether the keys are the values.
         hidden: (B, l), True where a slot is not used; of each row at least one is.
         decay: lambda of each head, (H,), from 0.1 to 1; no gradients go there (default: 1, a uniform mean).
         activation: w, "softplus" (with base 2) or "elu" (plus 1).
@@ -163,7 +159,7 @@ def causal_attention(
     Returns:
         (B, n, H d).
     """
-    batch, n, _ = query.shape
+    batch, n, _ = projected.shape
     heads, slots, dim = pack_query.shape[1:]
     launch = launch or plan(
         batch,
@@ -171,14 +167,15 @@ def causal_attention(
         heads,
         dim,
         slots,
-        query.dtype,
-        query.device,
-        value is None,
+        projected.dtype,
+        projected.device,
+        tied,
         decay is not None,
         activation,
         dropout > 0,
     )
-    query, key, pack_key, pack_query = (x.contiguous() for x in (query, key, pack_key, pack_query))
-    value = None if value is None else value.contiguous()
-    draws = draws_of(dropout, seed, turn, query)
-    return _CausalAttention.apply(query, key, value, pack_key, pack_query, hidden, decay, launch, draws, query_scale)
+    projected = projected.contiguous()
+    if not laid_out(pack_query):
+        pack_query = pack_query.contiguous()
+    draws = draws_of(dropout, seed, turn, projected)
+    return _CausalAttention.apply(projected, pack_query, hidden, decay, launch, draws, query_scale)

@@ -38,7 +38,7 @@ from .blocks import (
 @triton.jit(do_not_specialize=VARYING)
 def one_chunk_backward_kernel(
     q, k, v, c, p, hidden, decay, dy, dq, dk, dv, dc, dp,
-    query_scale, n, slots, seed, turn, threshold, rescale,
+    query_scale, p_h, p_l, n, slots, seed, turn, threshold, rescale,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -47,20 +47,23 @@ def one_chunk_backward_kernel(
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
     seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
+    WIDE: tl.constexpr = (3 if TIED else 4) * ROW
     base = batch * n * ROW + head * D
+    wide = batch * n * WIDE + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
     t = tl.arange(0, C)
     steps = t[:, None] - t[None, :]
     ahead, behind = powers_inside(rate, C)
-    rows_q = load_rows(q + base, t, n, ROW, D)
-    rows_k = load_rows(k + base, t, n, ROW, D)
+    rows_q = load_rows(q + wide, t, n, WIDE, D)
+    rows_k = load_rows(k + wide, t, n, WIDE, D)
     if TIED:
         rows_v = rows_k
     else:
-        rows_v = load_rows(v + base, t, n, ROW, D)
-    rows_c = load_rows(c + base, t, n, ROW, D)
+        rows_v = load_rows(v + wide, t, n, WIDE, D)
+    rows_c = load_rows(c + wide, t, n, WIDE, D)
     rows_dy = load_rows(dy + base, t, n, ROW, D)
-    queries = load_slots(p + group.to(tl.int64) * slots * D, slots, D, L, D)
+    of_slots = batch * slots * ROW + head * p_h
+    queries = load_slots(p + of_slots, slots, p_l, L, D)
     dtype = queries.dtype
     visible = visible_slots(hidden, batch, slots, L, HIDDEN)
     exists = (t < n)[:, None] & (tl.arange(0, L) < slots)[None, :]
@@ -87,27 +90,27 @@ def one_chunk_backward_kernel(
     e = (u * (du - tl.sum(u * du, axis=1)[:, None]) * (share * query_scale)).to(dtype)
 
     ea = causal(dot(e, tl.trans(a), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
-    store_rows(dq + base, t, n, ROW, dot(ea, rows_k, PRECISION), D)
+    store_rows(dq + wide, t, n, WIDE, dot(ea, rows_k, PRECISION), D)
     d_keys = dot(tl.trans(ea), rows_q, PRECISION)
     ua = causal(dot(dropped, tl.trans(a), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
     if TIED:
         d_keys = dot(tl.trans(ua), rows_dy, PRECISION, d_keys)
     else:
-        store_rows(dv + base, t, n, ROW, dot(tl.trans(ua), rows_dy, PRECISION), D)
-    store_rows(dk + base, t, n, ROW, d_keys, D)
+        store_rows(dv + wide, t, n, WIDE, dot(tl.trans(ua), rows_dy, PRECISION), D)
+    store_rows(dk + wide, t, n, WIDE, d_keys, D)
     da = dot(tl.trans(qk), e, PRECISION)
     da = dot(tl.trans(yv), dropped, PRECISION, da)
     dz = (da * slope).to(dtype)
-    store_rows(dc + base, t, n, ROW, dot(dz, queries, PRECISION), D)
+    store_rows(dc + wide, t, n, WIDE, dot(dz, queries, PRECISION), D)
     slot = tl.arange(0, L)
     d_queries = dot(tl.trans(dz), rows_c, PRECISION)
-    store_rows(dp + group.to(tl.int64) * slots * D, slot, slots, D, d_queries, D)
+    store_rows(dp + of_slots, slot, slots, p_l, d_queries, D)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def front_kernel(
     q, k, v, c, p, hidden, decay, key_sums, value_sums, dy, dq, d_logits, dropped, key_after, value_after,
-    query_scale, n, slots, seed, turn, threshold, rescale, segments, per_segment,
+    query_scale, p_h, p_l, n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, HIDDEN: tl.constexpr, SEGMENTED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -119,11 +122,14 @@ def front_kernel(
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
     seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
+    WIDE: tl.constexpr = (3 if TIED else 4) * ROW
     base = batch * n * ROW + head * D
+    wide = batch * n * WIDE + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
     d_logits += group.to(tl.int64) * n * L
     dropped += group.to(tl.int64) * n * L
-    queries = load_slots(p + group.to(tl.int64) * slots * D, slots, D, L, D)
+    of_slots = batch * slots * ROW + head * p_h
+    queries = load_slots(p + of_slots, slots, p_l, L, D)
     dtype = queries.dtype
     visible = visible_slots(hidden, batch, slots, L, HIDDEN)
     exists = tl.arange(0, L) < slots
@@ -144,13 +150,13 @@ def front_kernel(
         # a tensor, which the interpreter's loop variable is not
         chunk = first + i
         t = chunk * C + place
-        rows_q, rows_k = load_rows(q + base, t, n, ROW, D), load_rows(k + base, t, n, ROW, D)
+        rows_q, rows_k = load_rows(q + wide, t, n, WIDE, D), load_rows(k + wide, t, n, WIDE, D)
         if TIED:
             rows_v = rows_k
         else:
-            rows_v = load_rows(v + base, t, n, ROW, D)
+            rows_v = load_rows(v + wide, t, n, WIDE, D)
         rows_dy = load_rows(dy + base, t, n, ROW, D)
-        a = activation(dot(load_rows(c + base, t, n, ROW, D), tl.trans(queries), PRECISION), ACTIVATION)
+        a = activation(dot(load_rows(c + wide, t, n, WIDE, D), tl.trans(queries), PRECISION), ACTIVATION)
         a = tl.where((t < n)[:, None] & exists[None, :], a, 0.0)
         if DROPOUT:
             random, other = random_pairs(seed, group, t, L)
@@ -174,7 +180,7 @@ def front_kernel(
         e = u * (du - tl.sum(u * du, axis=1)[:, None]) * query_scale
         e_half = e.to(dtype)
         scores = causal(dot(e_half, tl.trans(a_half), PRECISION), steps, ahead, behind, DECAYING).to(dtype)
-        store_rows(dq + base, t, n, ROW, read_past(e_half, mean, scores, rows_k, enter, share, True, PRECISION), D)
+        store_rows(dq + wide, t, n, WIDE, read_past(e_half, mean, scores, rows_k, enter, share, True, PRECISION), D)
         start = total_weight((chunk * C + 1).to(tl.float32), rate, rest, DECAYING)
         e = e * (start * share)[:, None]
         used = used * (start * share)[:, None]
@@ -216,7 +222,7 @@ def front_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def rear_kernel(
     q, k, v, c, p, decay, dy, d_logits, dropped, key_after, value_after, dk, dv, dc, dp,
-    n, slots, seed, turn, threshold, rescale, segments, per_segment,
+    p_h, p_l, n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, SEGMENTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -225,11 +231,14 @@ def rear_kernel(
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
     seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
+    WIDE: tl.constexpr = (3 if TIED else 4) * ROW
     base = batch * n * ROW + head * D
+    wide = batch * n * WIDE + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
     d_logits += group.to(tl.int64) * n * L
     dropped += group.to(tl.int64) * n * L
-    queries = load_slots(p + group.to(tl.int64) * slots * D, slots, D, L, D)
+    of_slots = batch * slots * ROW + head * p_h
+    queries = load_slots(p + of_slots, slots, p_l, L, D)
     dtype = queries.dtype
     exists = tl.arange(0, L) < slots
     place = tl.arange(0, C)
@@ -253,12 +262,12 @@ def rear_kernel(
     for i in range(0, last - first + 1):
         chunk = last - i
         t = chunk * C + place
-        rows_q, rows_k = load_rows(q + base, t, n, ROW, D), load_rows(k + base, t, n, ROW, D)
+        rows_q, rows_k = load_rows(q + wide, t, n, WIDE, D), load_rows(k + wide, t, n, WIDE, D)
         if TIED:
             rows_v = rows_k
         else:
-            rows_v = load_rows(v + base, t, n, ROW, D)
-        rows_c, rows_dy = load_rows(c + base, t, n, ROW, D), load_rows(dy + base, t, n, ROW, D)
+            rows_v = load_rows(v + wide, t, n, WIDE, D)
+        rows_c, rows_dy = load_rows(c + wide, t, n, WIDE, D), load_rows(dy + base, t, n, ROW, D)
         e, used = load_rows(d_logits, t, n, L, L), load_rows(dropped, t, n, L, L)
         share = 1 / total_weight((chunk * C + 1).to(tl.float32), rate, rest, DECAYING)
         z = dot(rows_c, tl.trans(queries), PRECISION)
@@ -280,7 +289,7 @@ def rear_kernel(
         if not TIED:
             past = dot(rows_v, tl.trans(values.to(dtype)), PRECISION, past)
         dz = ((da + past * leave) * slope).to(dtype)
-        store_rows(dc + base, t, n, ROW, dot(dz, queries, PRECISION), D)
+        store_rows(dc + wide, t, n, WIDE, dot(dz, queries, PRECISION), D)
         d_queries = dot(tl.trans(dz), rows_c, PRECISION, d_queries)
 
         scores = causal(dot(a, tl.trans(e), PRECISION), steps, behind, ahead, DECAYING).to(dtype)
@@ -291,9 +300,9 @@ def rear_kernel(
         else:
             d_values = dot(scores, rows_dy, PRECISION) * share
             d_values += dot(a, values.to(dtype), PRECISION) * leave
-            store_rows(dv + base, t, n, ROW, d_values, D)
+            store_rows(dv + wide, t, n, WIDE, d_values, D)
         d_keys = d_keys * share + dot(a, tl.trans(later), PRECISION) * leave
-        store_rows(dk + base, t, n, ROW, d_keys, D)
+        store_rows(dk + wide, t, n, WIDE, d_keys, D)
 
         if DECAYING:
             across = power(rate, C * 1.0)
@@ -307,5 +316,5 @@ def rear_kernel(
         else:
             values += share * dot(tl.trans(used), rows_dy, PRECISION)
         keys += share * added
-    dp += (segment.to(tl.int64) * tl.num_programs(0) + group) * slots * D
-    store_rows(dp, tl.arange(0, L), slots, D, d_queries, D)
+    dp += segment.to(tl.int64) * tl.num_programs(0) * slots * D + of_slots
+    store_rows(dp, tl.arange(0, L), slots, p_l, d_queries, D)

@@ -34,7 +34,7 @@ from .blocks import (
 @triton.jit(do_not_specialize=VARYING)
 def sums_kernel(
     k, v, c, p, decay, key_sums, value_sums,
-    n, slots, seed, turn, threshold, rescale, segments, per_segment,
+    p_h, p_l, n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -43,9 +43,11 @@ def sums_kernel(
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
     seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
-    base = batch * n * ROW + head * D
+    WIDE: tl.constexpr = (3 if TIED else 4) * ROW
+    wide = batch * n * WIDE + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
-    queries = load_slots(p + group.to(tl.int64) * slots * D, slots, D, L, D)
+    of_slots = batch * slots * ROW + head * p_h
+    queries = load_slots(p + of_slots, slots, p_l, L, D)
     dtype = queries.dtype
     place = tl.arange(0, C)
     leave = power(rate, (C - 1 - place).to(tl.float32))
@@ -54,7 +56,7 @@ def sums_kernel(
     exists = tl.arange(0, L) < slots
     for i in range(0, per_segment):
         t = (segment * per_segment + i) * C + place
-        a = activation(dot(load_rows(c + base, t, n, ROW, D), tl.trans(queries), PRECISION), ACTIVATION)
+        a = activation(dot(load_rows(c + wide, t, n, WIDE, D), tl.trans(queries), PRECISION), ACTIVATION)
         a = tl.where((t < n)[:, None] & exists[None, :], a, 0.0)
         if DROPOUT:
             random, _ = random_pairs(seed, group, t, L)
@@ -65,9 +67,9 @@ def sums_kernel(
             values *= across
             a = a * leave[:, None]
         a = a.to(dtype)
-        keys = dot(tl.trans(load_rows(k + base, t, n, ROW, D)), a, PRECISION, keys)
+        keys = dot(tl.trans(load_rows(k + wide, t, n, WIDE, D)), a, PRECISION, keys)
         if not TIED:
-            values = dot(tl.trans(a), load_rows(v + base, t, n, ROW, D), PRECISION, values)
+            values = dot(tl.trans(a), load_rows(v + wide, t, n, WIDE, D), PRECISION, values)
     store_sum(key_sums, group, segments, segment, keys, D, L)
     if not TIED:
         store_sum(value_sums, group, segments, segment, values, L, D)
@@ -76,7 +78,7 @@ def sums_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     q, k, v, c, p, hidden, decay, key_sums, value_sums, out,
-    query_scale, n, slots, seed, turn, threshold, rescale, segments, per_segment,
+    query_scale, p_h, p_l, n, slots, seed, turn, threshold, rescale, segments, per_segment,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, TIED: tl.constexpr, DECAYING: tl.constexpr,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, HIDDEN: tl.constexpr, SEGMENTED: tl.constexpr,
     WALK: tl.constexpr, PRECISION: tl.constexpr,
@@ -86,9 +88,12 @@ def forward_kernel(
     batch, head = (group // HEADS).to(tl.int64), group % HEADS
     seed = seed_of_turn(seed, turn, DROPOUT)
     ROW: tl.constexpr = HEADS * D
+    WIDE: tl.constexpr = (3 if TIED else 4) * ROW
     base = batch * n * ROW + head * D
+    wide = batch * n * WIDE + head * D
     rate, rest = decay_rates(decay, head, DECAYING)
-    queries = load_slots(p + group.to(tl.int64) * slots * D, slots, D, L, D)
+    of_slots = batch * slots * ROW + head * p_h
+    queries = load_slots(p + of_slots, slots, p_l, L, D)
     dtype = queries.dtype
     visible = visible_slots(hidden, batch, slots, L, HIDDEN)
     exists = tl.arange(0, L) < slots
@@ -107,12 +112,12 @@ def forward_kernel(
         # a tensor, which the interpreter's loop variable is not
         chunk = first + i
         t = chunk * C + place
-        rows_q, rows_k = load_rows(q + base, t, n, ROW, D), load_rows(k + base, t, n, ROW, D)
+        rows_q, rows_k = load_rows(q + wide, t, n, WIDE, D), load_rows(k + wide, t, n, WIDE, D)
         if TIED:
             rows_v = rows_k
         else:
-            rows_v = load_rows(v + base, t, n, ROW, D)
-        a = activation(dot(load_rows(c + base, t, n, ROW, D), tl.trans(queries), PRECISION), ACTIVATION)
+            rows_v = load_rows(v + wide, t, n, WIDE, D)
+        a = activation(dot(load_rows(c + wide, t, n, WIDE, D), tl.trans(queries), PRECISION), ACTIVATION)
         a = tl.where((t < n)[:, None] & exists[None, :], a, 0.0)
         if DROPOUT:
             random, other = random_pairs(seed, group, t, L)

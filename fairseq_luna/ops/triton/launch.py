@@ -101,3 +101,20 @@ def draws_of(p: float, seed: int, turn: Optional[Tensor], like: Tensor) -> Tuple
 def as_bytes(mask: Any, instead: Tensor) -> Tensor:
     """A mask as kernels read it; a kernel takes no None, but what it does not read may be anything."""
     return instead if mask is None else mask.contiguous().view(torch.uint8)
+
+
+def laid_out(of_slots: Tensor, other: Optional[Tensor] = None) -> bool:
+    """Whether the memory of (B, H, l, d), and of the other alike, is one block a sentence, of heads or of slots."""
+    _, heads, slots, dim = of_slots.shape
+    strides = of_slots.stride()
+    blocks = ((heads * slots * dim, slots * dim, dim, 1), (heads * slots * dim, dim, heads * dim, 1))
+    return strides in blocks and (other is None or other.stride() == strides)
+
+
+def parts_like(of_slots: Tensor, parts: int) -> Tensor:
+    """Memory for a gradient that is laid out as (B, H, l, d), or for as many parts of it, to be added up in float32."""
+    shape, strides = of_slots.shape, of_slots.stride()
+    if parts == 1:
+        return torch.empty_strided(shape, strides, dtype=of_slots.dtype, device=of_slots.device)
+    shape, strides = (parts, *shape), (of_slots.numel(), *strides)
+    return torch.empty_strided(shape, strides, dtype=torch.float32, device=of_slots.device)

@@ -27,7 +27,7 @@ from .blocks import (
     store_rows,
     visible_slots,
 )
-from .launch import Launch, as_bytes, bias_gradients, draws_of, plan_rows
+from .launch import Launch, as_bytes, bias_gradients, draws_of, laid_out, parts_like, plan_rows
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -151,8 +151,8 @@ class _Unpack(torch.autograd.Function):
         d_bias = None
         if positions is not None:
             d_bias = x.new_empty(2, batch, heads, splits, dtype=torch.float32)
-        dx, dk = torch.empty_like(x), _parts_like(k, splits)
-        dv = None if v is None else _parts_like(k, splits)
+        dx, dk = torch.empty_like(x), parts_like(k, splits)
+        dv = None if v is None else parts_like(k, splits)
         unpack_backward_kernel[(batch * heads, splits)](
             x, k, k if v is None else v, as_bytes(hidden, x), *bias, dy.contiguous(), dx, dk, dk if dv is None else dv,
             x if d_bias is None else d_bias, *ctx.numbers, TIED=v is None, HIDDEN=hidden is not None, **options,
@@ -161,22 +161,6 @@ class _Unpack(torch.autograd.Function):
             dk = dk.sum(0).to(k.dtype)
             dv = None if dv is None else dv.sum(0).to(k.dtype)
         return (dx, dk, dv, None, None, *bias_gradients(d_bias, heads, sharpness), None, None, None)
-
-
-def _parts_like(k: Tensor, splits: int) -> Tensor:
-    """Memory for a gradient that is laid out as k, or for as many parts of it, to be added up in float32."""
-    if splits == 1:
-        return torch.empty_strided(k.shape, k.stride(), dtype=k.dtype, device=k.device)
-    shape, strides = (splits, *k.shape), (k.numel(), *k.stride())
-    return torch.empty_strided(shape, strides, dtype=torch.float32, device=k.device)
-
-
-def _laid_out(key: Tensor, value: Optional[Tensor]) -> bool:
-    """Whether the memory of both is one block a sentence, of heads or of slots."""
-    _, heads, slots, dim = key.shape
-    strides = key.stride()
-    blocks = ((heads * slots * dim, slots * dim, dim, 1), (heads * slots * dim, dim, heads * dim, 1))
-    return strides in blocks and (value is None or value.stride() == strides)
 
 
 def unpack(
@@ -219,7 +203,7 @@ def unpack(
     launch = launch or plan_rows(
         batch, query.size(1), heads, dim, slots, query.dtype, query.device, positions is not None, dropout > 0
     )
-    if not _laid_out(key, value):
+    if not laid_out(key, value):
         key, value = key.contiguous(), None if value is None else value.contiguous()
     query, draws = query.contiguous(), draws_of(dropout, seed, turn, query)
     return _Unpack.apply(query, key, value, hidden, positions, sharpness, shift, launch, draws, query_scale)

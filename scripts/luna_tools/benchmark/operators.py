@@ -42,28 +42,35 @@ def product(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any
     return lambda: function(x, y, z, decay=decay)[0], [x, y, z]
 
 
-def applied(tensor: Any) -> Callable[[Any], Any]:
-    """A projection that has this result."""
-    return lambda _: tensor
-
-
 def luna(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
     """Luna's causal attention between its projections, in the form that the plugin chooses or without kernels."""
     from fairseq_luna.ops import dispatch
     from fairseq_luna.ops.causal.attention import Projections, causal_attention
     from fairseq_luna.ops.projection import Projection
 
-    tensors = [numbers(rows, sizes["length"], sizes["dim"]) for _ in range(4 if spec["untied"] else 3)]
-    pack_query = numbers(rows, sizes["heads"], spec["slots"], sizes["dim"] // sizes["heads"])
-    ready = [Projection(prepared=applied(tensor)) for tensor in tensors]
-    projections = Projections(ready[0], ready[1], ready[3] if spec["untied"] else None, ready[2])
+    class Projected(Projections):
+        """What reads of a tensor that holds the results of all."""
+
+        def together(self, x: Any) -> Any:
+            return x
+
+    dim, count = sizes["dim"], 4 if spec["untied"] else 3
+    projected = numbers(rows, sizes["length"], count * dim)
+    pack_query = numbers(rows, sizes["heads"], spec["slots"], dim // sizes["heads"])
+    query, key, *value, pack_key = (Projection(prepared=part(i * dim, dim)) for i in range(count))
+    projections = Projected(query, key, value[0] if value else None, pack_key)
     decay = decays(sizes, pack_query.device) if spec["decaying"] else None
 
     def call() -> Any:
         with dispatch.using(fused=False if spec["unfused"] else None):
-            return causal_attention(tensors[0], pack_query, projections, "softplus", decay=decay)
+            return causal_attention(projected, pack_query, projections, "softplus", decay=decay)
 
-    return call, [*tensors, pack_query]
+    return call, [projected, pack_query]
+
+
+def part(start: int, width: int) -> Callable[[Any], Any]:
+    """A projection whose result is a part of the channels."""
+    return lambda x: x[..., start : start + width]
 
 
 def sdpa(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
