@@ -11,7 +11,7 @@ from torch import Tensor
 from ..models.luna_transformer.static_step import through
 from ..modules.decoder_layer import Source
 from ..modules.source_layer import SourceView
-from ..ops.causal.attention import CausalState
+from ..ops.causal.step import CausalState
 
 # sizes that differ from call to call, of what the decoder reads of the source
 AXES = {

@@ -7,8 +7,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..ops.causal.attention import CausalState, Projections, causal_attention, causal_attention_step
+from ..ops.causal.attention import Projections, causal_attention
 from ..ops.causal.state import Share
+from ..ops.causal.step import CausalState, causal_attention_step
 from .dropout import Dropout
 from .head_projection import HeadProjection, KeyValue
 from .linear import linear

@@ -74,8 +74,8 @@ def run(operator: str, work: Work, forms: Dict[str, Callable[..., Any]], *args: 
     """The operator on these arguments, in the form that suits.
 
     Args:
-        operator: its name, for `forms`: "pack", "unpack", "causal attention", "pack logits", "residual" or "cross
-            entropy".
+        operator: its name, for `forms`: "pack", "unpack", "causal attention", "causal step", "pack logits",
+            "residual" or "cross entropy".
         work: what it has before it.
         forms: by name; "fused" gives None where its kernel does not compile.
         args: of the form, all the same.

@@ -41,6 +41,29 @@ def causal_attention(
     return dispatch.attempt("causal attention", kind, call, projected, pack_query.to(dtype))
 
 
+def causal_step(
+    projected: Tensor,
+    pack_query: Tensor,
+    keys: Tensor,
+    values: Optional[Tensor],
+    share: Tensor,
+    order: Optional[Tensor],
+    hidden: Optional[Tensor],
+    activation: str,
+    query_scale: float,
+) -> Optional[Tuple[Tensor, Tensor, Optional[Tensor]]]:
+    """As `triton.causal_step.causal_step`."""
+    from .triton import causal_step as kernels
+
+    def call(x, p, keys, values):
+        return kernels.causal_step(x, p, keys, values, share, order, hidden, activation, query_scale)
+
+    heads, slots, dim = pack_query.shape[1:]
+    given = values is None, hidden is None, order is None, share.dim()
+    kind = heads, kernels.padded(slots), dim, *given, activation, projected.dtype
+    return dispatch.attempt("causal step", kind, call, projected, pack_query, keys, values)
+
+
 def pack(
     query: Tensor,
     key: Tensor,

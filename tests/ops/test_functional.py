@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from fairseq_luna.ops.attention import attention
-from fairseq_luna.ops.causal.attention import CAUSAL_ACTIVATIONS, CausalState, attend, attend_step
+from fairseq_luna.ops.causal.attention import CAUSAL_ACTIVATIONS, attend
 from fairseq_luna.ops.causal.chunk import chunk_causal_product
 from fairseq_luna.ops.causal.naive import naive_causal_product, whole_product
 from fairseq_luna.ops.causal.recurrent import recurrent_causal_product
 from fairseq_luna.ops.causal.state import RunningMean, empty_mean, share_of_step, take
+from fairseq_luna.ops.causal.step import CausalState, attend_step
 from fairseq_luna.ops.dropout import NO_DROPOUT
 from fairseq_luna.ops.pack import pack_unprojected
 from fairseq_luna.ops.projection import logits_moved

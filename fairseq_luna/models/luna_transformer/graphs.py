@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...modules.causal_attention import LunaCausalAttention
 from ...modules.source_layer import SourceView
-from ...ops.causal.attention import CausalState
+from ...ops.causal.step import CausalState
 from ..capture import SWITCH, can_capture, record
 from ..sizes import some
 from .source import EncodedSource
@@ -167,7 +167,7 @@ class Decoding:
         """Hands over to decoding without a graph, of so many rows."""
         before = self._before(rows)
         for layer, state in zip(self.graphs.decoder.layers, self.step.states):
-            keys, values = state.reorder(before)
+            keys, values, _ = state.reorder(before)
             values = None if values is None else values[:, :, : self.slots].contiguous()
             incremental_state[layer.self_attn] = CausalState(keys[..., : self.slots].contiguous(), values)
 

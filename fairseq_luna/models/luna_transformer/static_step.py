@@ -9,7 +9,7 @@ from ...modules.decoder_layer import Source
 from ...modules.softmax_attention import CrossAttention, SourceState
 from ...modules.source_layer import SourceView
 from ...modules.step import Step
-from ...ops.causal.attention import CausalState
+from ...ops.causal.step import CausalState
 from ...ops.precision import accumulation_dtype
 from ..sizes import some, upwards
 from .source import EncodedSource
@@ -103,7 +103,7 @@ class StaticStep:
         source = Source(None, self.padding, self.slot_padding)
         for layer, view, kept, read in zip(decoder.layers, self.views, self.states, self.keys_values):
             # one layer after the other: what follows the beams is another copy of the state
-            x, after = through(layer, x, source, view, kept.reorder(self.order), read, step)
+            x, after = through(layer, x, source, view, kept._replace(order=self.order), read, step)
             for mean, new in _pairs([kept], [after]):
                 mean.copy_(new)
         if decoder.layer_norm is not None:

@@ -5,7 +5,7 @@ import triton.language as tl
 
 # They change with the batch, and the turn with a model's graphs: a kernel is not to be compiled again for a number, or
 # a place in memory, that 16 divides.
-VARYING = ["n", "slots", "seed", "turn", "threshold", "segments", "per_segment", "splits", "per_split"]
+VARYING = ["n", "slots", "seed", "turn", "threshold", "segments", "per_segment", "splits", "per_split", "beams"]
 
 # Philox of seven rounds passes BigCrush, as ten do (Salmon et al. 2011).
 ROUNDS = tl.constexpr(7)

@@ -1,0 +1,122 @@
+"""A step of the causal attention in one kernel is the equation, and a model that decodes with it finds the same."""
+
+import pytest
+import torch
+from fairseq.sequence_generator import SequenceGenerator
+from tiny import HYBRID, LOCAL, PAD, build, each, sentences, sharpen
+from tiny import generation_of_a_command as generation
+
+from fairseq_luna.models.luna_transformer.graphs import Graphs
+from fairseq_luna.modules.causal_attention import LunaCausalAttention
+from fairseq_luna.ops import dispatch
+from fairseq_luna.ops.causal.state import share_of_step
+from fairseq_luna.ops.causal.step import CausalState
+
+pytest.importorskip("triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HEADS, DIM, SENTENCES, BEAMS, STEPS = 2, 16, 2, 3, 6
+ROUNDING = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+CASES = {
+    "tied": {"tied": True, "decaying": False, "slots": 16},
+    "tied, decaying, 5 slots": {"tied": True, "decaying": True, "slots": 5},
+    "untied": {"tied": False, "decaying": False, "slots": 5, "activation": "elu"},
+    "untied, decaying, a slot": {"tied": False, "decaying": True, "slots": 1},
+}
+
+
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def decoded(attn, x, packed, hidden, moves, on_device):
+    """Y of every step, and the last state."""
+    state, found = None, []
+    for t in range(STEPS):
+        if state is not None:  # beams change places, as a static step has it
+            state = state._replace(order=moves[t])
+        number = torch.tensor(t + 1, device=DEVICE) if on_device else t + 1
+        y, state = attn.step(x[t], packed, state, share_of_step(number, attn.decays(x.device)), hidden)
+        found.append(y)
+    return torch.stack(found), state
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ROUNDING, ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("on_device", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_kernel(case, on_device, dtype):
+    torch.manual_seed(0)
+    slots, case = case["slots"], {name: value for name, value in case.items() if name != "slots"}
+    attn = LunaCausalAttention(HEADS * DIM, HEADS, **case).eval().to(DEVICE, dtype)
+    hidden = (torch.arange(slots) >= torch.tensor([[slots], [(slots + 1) // 2]])).to(DEVICE)
+    x, packed = (
+        draw(STEPS, SENTENCES, BEAMS, HEADS * DIM),
+        draw(SENTENCES, slots, HEADS, DIM).transpose(1, 2) / DIM**0.5,
+    )
+    moves = [torch.tensor([0, 0, 2, 5, 3, 4]).roll(3 * t).to(DEVICE) for t in range(STEPS)]
+    # the inputs as they are rounded, for both
+    x, packed = x.to(DEVICE, dtype), packed.to(DEVICE, dtype)
+    with dispatch.using(fused=True):
+        found, state = decoded(attn, x, packed, hidden, moves, on_device)
+    assert dispatch.forms()["causal step"].form == "fused"
+    with dispatch.using(fused=False):
+        want, want_state = decoded(attn.double(), x.double(), packed.double(), hidden, moves, on_device)
+    assert dispatch.forms()["causal step"].form == "direct"
+    assert found.dtype == dtype and state.keys.dtype == torch.float32 and state.order is None
+    for one, other in ((found, want), *zip(state[:2], want_state[:2])):
+        if other is not None:
+            tolerance = ROUNDING[dtype] * float(other.abs().max())
+            torch.testing.assert_close(one.double(), other, rtol=0, atol=tolerance)
+
+
+def test_what_a_step_kernel_cannot_do_goes_the_plain_way():
+    attn = LunaCausalAttention(32, 2, dropout=0.5).to(DEVICE)
+    x, packed = draw(1, 2, 32).to(DEVICE, torch.float32), draw(1, 2, 4, 16).to(DEVICE, torch.float32)
+
+    def form():
+        attn.step(x, packed, None, 1.0)
+        return dispatch.forms()["causal step"]
+
+    with dispatch.using(fused=True):
+        assert form() == ("direct", "a step has no gradients")
+        with torch.no_grad():
+            assert form() == ("direct", "a step drops nothing")
+            attn.eval()
+            assert form().form == "fused"
+
+
+def test_a_state_in_another_order():
+    keys, values = torch.randn(3, 2, 4, 5), torch.randn(3, 2, 5, 4)
+    state = CausalState(keys, values, torch.tensor([2, 2, 0])).in_order()
+    assert state.order is None
+    assert torch.equal(state.keys, keys[[2, 2, 0]]) and torch.equal(state.values, values[[2, 2, 0]])
+
+
+def hypotheses(model, source):
+    generator = SequenceGenerator([model], model.decoder.dictionary, beam_size=3, max_len_b=10)
+    net_input = {"src_tokens": source, "src_lengths": source.ne(PAD).sum(dim=1)}
+    found = generator.generate([model], {"id": torch.arange(len(source)), "net_input": net_input})
+    return [[h["tokens"].tolist() for h in beams] for beams in found]
+
+
+MODELS = {"paper's": {}, "local": {**LOCAL, "projection_length": 6}, "hybrid": HYBRID}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("static", [True, False], ids=["static", "growing"])
+@pytest.mark.parametrize("settings", each(MODELS, ["local"]))
+def test_beam_search_finds_the_same(settings, static):
+    model = build(**settings, encoder_attention_heads=2, decoder_attention_heads=2, double=False)
+    model = sharpen(model.double()).float().to(DEVICE)
+    model.prepare_for_inference_(generation())
+    model.decoder.uses_graphs = False
+    source = sentences([12, 5, 2]).to(DEVICE)
+    with dispatch.using(fused=False):
+        want = hypotheses(model, source)
+    if static:
+        model.decoder.uses_graphs = True
+        model.decoder.graphs = Graphs(model.decoder, capture=DEVICE == "cuda")
+    with dispatch.using(fused=True):
+        assert hypotheses(model, source) == want
+    assert dispatch.forms()["causal step"].form == "fused"
