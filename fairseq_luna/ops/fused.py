@@ -140,7 +140,8 @@ def cross_entropy_rows(
     def call(logits, target):
         return cross_entropy.gradients_of_rows(logits, target, right, raised, wanted)
 
-    return dispatch.attempt("cross entropy", (logits.dtype, wanted), call, logits, target)
+    kind = logits.dtype, wanted, logits.size(1) % 8 == 0
+    return dispatch.attempt("cross entropy", kind, call, logits, target)
 
 
 @functools.lru_cache(maxsize=None)  # a CUDA graph may read it

@@ -15,7 +15,8 @@ from fairseq_luna.ops.causal.step import CausalState
 pytest.importorskip("triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-HEADS, DIM, SENTENCES, BEAMS, STEPS = 2, 16, 2, 3, 6
+gpu = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")]
+SENTENCES, BEAMS, STEPS = 2, 3, 6
 ROUNDING = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 CASES = {
     "tied": {"tied": True, "decaying": False, "slots": 16},
@@ -41,18 +42,34 @@ def decoded(attn, x, packed, hidden, moves, on_device):
     return torch.stack(found), state
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", ROUNDING, ids=["fp32", "fp16", "bf16"])
+dtypes = pytest.mark.parametrize("dtype", ROUNDING, ids=["fp32", "fp16", "bf16"])
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@dtypes
 @pytest.mark.parametrize("on_device", [False, True], ids=["number", "tensor"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@cases
 def test_kernel(case, on_device, dtype):
+    check_kernel(on_device, dtype, 2, 16, **case)
+
+
+@dtypes
+@cases
+@pytest.mark.parametrize(
+    ("heads", "dim", "slots"), [pytest.param(*sizes, marks=gpu) for sizes in ((8, 64, 16), (8, 64, 32), (4, 128, 32))]
+)
+def test_kernel_on_a_gpu(heads, dim, slots, case, dtype):
+    check_kernel(True, dtype, heads, dim, **{**case, "slots": slots})
+
+
+@torch.no_grad()
+def check_kernel(on_device, dtype, heads, dim, slots, **settings):
     torch.manual_seed(0)
-    slots, case = case["slots"], {name: value for name, value in case.items() if name != "slots"}
-    attn = LunaCausalAttention(HEADS * DIM, HEADS, **case).eval().to(DEVICE, dtype)
+    attn = LunaCausalAttention(heads * dim, heads, **settings).eval().to(DEVICE, dtype)
     hidden = (torch.arange(slots) >= torch.tensor([[slots], [(slots + 1) // 2]])).to(DEVICE)
     x, packed = (
-        draw(STEPS, SENTENCES, BEAMS, HEADS * DIM),
-        draw(SENTENCES, slots, HEADS, DIM).transpose(1, 2) / DIM**0.5,
+        draw(STEPS, SENTENCES, BEAMS, heads * dim),
+        draw(SENTENCES, slots, heads, dim).transpose(1, 2) / dim**0.5,
     )
     moves = [torch.tensor([0, 0, 2, 5, 3, 4]).roll(3 * t).to(DEVICE) for t in range(STEPS)]
     # the inputs as they are rounded, for both

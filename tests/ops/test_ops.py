@@ -346,8 +346,9 @@ def bytes_kept(model, kernels, source, prev):
 @pytest.mark.parametrize("name", ["paper's", "local"])
 def test_kernels_keep_no_weights_of_slots(name):
     """Of a layer each of encoder and decoder less than 27 tensors like X, feed-forwards of 1.5 D included."""
-    batch = sentences([150]).to(DEVICE), targets([150]).to(DEVICE)
-    models = [model_of(name, encoder_layers=n, decoder_layers=n, projection_length=32).train() for n in (1, 2)]
+    batch = sentences([150, 150]).to(DEVICE), targets([150, 150]).to(DEVICE)
+    settings = {"projection_length": 32, "dropout": 0.1}
+    models = [model_of(name, encoder_layers=n, decoder_layers=n, **settings).train() for n in (1, 2)]
     x = batch[0].numel() * DIMS["encoder_embed_dim"] * 4
     fused, plain = (
         (bytes_kept(models[1], kernels, *batch) - bytes_kept(models[0], kernels, *batch)) / x

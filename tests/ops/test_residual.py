@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 from fairseq_luna.ops.triton import residual as module  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+gpu = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")]
 SEED, P = 2**31 - 1, 0.3
 ROUNDING = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}  # the interpreter cuts to bfloat16
 dtypes = pytest.mark.parametrize("dtype", ROUNDING, ids=["fp32", "fp16", "bf16"])
@@ -31,8 +32,11 @@ def numbers(shape, dtype):
     return torch.randn(shape).to(DEVICE, dtype).requires_grad_()
 
 
+SHAPES = [(1,), (3, 7, 5), (2, 40, 128), (1, 4096), pytest.param((273, 30, 512), marks=gpu)]
+
+
 @dtypes
-@pytest.mark.parametrize("shape", [(1,), (3, 7, 5), (2, 40, 128), (1, 4096)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_kernel(shape, dtype):
     torch.manual_seed(0)
     x, y = numbers(shape, dtype), numbers(shape, dtype)

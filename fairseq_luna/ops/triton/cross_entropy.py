@@ -16,10 +16,12 @@ BLOCK = 4096  # words at once
 
 @triton.jit
 def rows_kernel(
-    logits, target, log_p_right, normalisers, d_logits, words, right, raised, BLOCK: tl.constexpr, WANTED: tl.constexpr
-):
-    """Of one row; gradients where WANTED."""
+    logits, target, log_p_right, normalisers, d_logits, units, right, raised,
+    BLOCK: tl.constexpr, WANTED: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """Of one row of units * UNIT words; gradients where WANTED."""
     row = tl.program_id(0).to(tl.int64)
+    words = units * UNIT  # so that the compiler knows of what it is a multiple, and logits are read several at a time
     word = tl.arange(0, BLOCK)
     logits += row * words
     most = tl.load(logits).to(tl.float32)
@@ -49,8 +51,9 @@ def gradients_of_rows(
     """As `ops.cross_entropy.direct_rows`, but the logits stay as they are."""
     log_p_right, normalisers = (torch.empty(target.shape, dtype=torch.float32, device=logits.device) for _ in range(2))
     d_logits = torch.empty_like(logits) if wanted else None
+    unit = 8 if logits.size(1) % 8 == 0 else 1  # fairseq fills up dictionaries to a multiple of 8
     rows_kernel[(len(logits),)](
-        logits, target, log_p_right, normalisers, logits if d_logits is None else d_logits, logits.size(1),
-        float(right), float(raised), BLOCK=BLOCK, WANTED=wanted, num_warps=8,
+        logits, target, log_p_right, normalisers, logits if d_logits is None else d_logits, logits.size(1) // unit,
+        float(right), float(raised), BLOCK=BLOCK, WANTED=wanted, UNIT=unit, num_warps=8,
     )  # fmt: skip
     return d_logits, log_p_right, normalisers
