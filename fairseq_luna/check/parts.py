@@ -24,6 +24,7 @@ from . import ROW, Row, remedy
 from .training import SOURCES, losses, prepare
 
 UPDATES, MORE = 20, 3
+STEP = "causal step"
 KERNELS = "pack", "unpack", "causal attention", "residual", "cross entropy"
 # how far the score of a translation, in nats a piece, may be from that which the search in fp32 gave it
 CLOSE = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.05, "int8": 0.05}
@@ -90,12 +91,16 @@ class Parts:
         """The first and the last loss of a training."""
         dispatch.forget_forms()
         found = losses(self.folder, checkpoints, UPDATES, *options)
-        forms = dispatch.forms()
-        self.unfused.update({name: str(forms[name].unfused) for name in KERNELS if forms[name].unfused})
+        self.note(*KERNELS)
         text = " -> ".join(f"{loss:.2f}" for loss in (found[0], found[-1]))
         if not all(map(math.isfinite, found)) or found[-1] >= found[0]:
             raise Wrong(f"the loss does not fall: {text}")
         return text
+
+    def note(self, *operators: str) -> None:
+        """Which of them ran last without a kernel, and why."""
+        forms = dispatch.forms()
+        self.unfused.update({name: str(forms[name].unfused) for name in operators if forms[name].unfused})
 
     def resume(self) -> Tuple[str, str]:
         """The training goes on from its checkpoint."""
@@ -109,6 +114,7 @@ class Parts:
         os.replace(str(self.folder / "checkpoints" / "checkpoint_last.pt"), str(self.folder / "model.pt"))
         translator = Translator.from_run(self.folder)
         self.found = translator.translate(SOURCES, details=True)
+        self.note(STEP)
         apart = self.apart(translator)
         if not apart <= CLOSE["fp32"]:
             raise Wrong(f"the beam search and a whole pass differ by {apart:.3g} nats a piece")
@@ -133,9 +139,9 @@ class Parts:
         return "ok", "; ".join([*trained, f"translation in {' and '.join(names)}"])
 
     def list_forms(self) -> Tuple[str, str]:
-        """Which operators ran as kernels in training, and why others did not."""
+        """Which operators ran as kernels, and why others did not."""
         if not self.unfused:
-            return "ok", ", ".join(KERNELS)
+            return "ok", ", ".join([*KERNELS, STEP])
         reasons = sorted(set(self.unfused.values()))
         text = "; ".join(
             f"{', '.join(n for n, why in self.unfused.items() if why == reason)}: {reason}" for reason in reasons

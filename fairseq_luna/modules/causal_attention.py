@@ -92,7 +92,7 @@ class LunaCausalAttention(nn.Module):
             state: of all B * beams rows after the last step, None before the first.
             share: 1/w_t of `ops.causal.state.share_of_step`, with the `decays`.
             slot_padding: as in `forward`.
-            in_place: whether the new state takes the memory of the old one; gradients would need that.
+            in_place: whether the new state may take the memory of the old one; gradients would need that.
 
         Returns:
             (B, beams, D) and the new state.

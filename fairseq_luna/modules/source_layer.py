@@ -71,15 +71,14 @@ class SourceMemoryLayer(Layer):
         layer's view of them, P' (in the last layer P) and the pack weights (B, H, l, m), as `Pack` returns them."""
         query = key = value = weights = None
         if self.causal_query is not None:
-            query = _in_order(self.causal_query(packed))
+            query = _for_steps(self.causal_query(packed))
         if self.pack is not None:
             y_p, weights = self.pack(self.residual.enter(packed), encoder_out, padding, slots.positions, need_weights)
-            key, value = self.key_value(y_p)
-            key, value = _in_order(key), None if value is None else _in_order(value)
+            key, value = map(_for_steps, self.key_value(y_p))
             packed = packed if self.last else self.residual.leave(packed, y_p)
         return SourceView(query, key, value), packed, weights
 
 
-def _in_order(x: Tensor) -> Tensor:
-    """Every step of a generation reads it, so its memory is put in order once; a training reads it once."""
-    return x if torch.is_grad_enabled() else x.contiguous()
+def _for_steps(x: Optional[Tensor]) -> Optional[Tensor]:
+    """Contiguous for a generation, which reads it at every step. A training reads it once, as it is."""
+    return x if x is None or torch.is_grad_enabled() else x.contiguous()

@@ -11,7 +11,7 @@ class Step(NamedTuple):
     Attributes:
         incremental_state: fairseq's, in which each attention keeps what it knows of the past, under itself.
         share: 1/w_t of `ops.causal.state.share_of_step`.
-        in_place: whether new states take the memory of the old ones; gradients would need those.
+        in_place: whether new states may take the memory of the old ones; gradients would need those.
     """
 
     incremental_state: Dict[Any, Any]

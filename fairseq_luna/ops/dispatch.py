@@ -40,7 +40,7 @@ class Work(NamedTuple):
     """What an operator has before it.
 
     Attributes:
-        x: what it reads, (B, n, D), of the dtype and on the device of all that it reads.
+        x: what it reads, (B, n, D), on the device of all that it reads, and but for a residual of the dtype.
         heads: H; 0 of what is no attention.
         slots: l.
         dropout: probability.

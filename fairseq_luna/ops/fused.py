@@ -17,7 +17,6 @@ from .slots import GaussianBias
 def causal_attention(
     projected: Tensor,
     pack_query: Tensor,
-    tied: bool,
     hidden: Optional[Tensor],
     decay: Optional[Tensor],
     activation: str,
@@ -29,13 +28,13 @@ def causal_attention(
 
     batch, n, _ = projected.shape
     heads, slots, dim = pack_query.shape[1:]
-    dtype, device = projected.dtype, projected.device
+    dtype, device, tied = projected.dtype, projected.device, projected.size(2) == 3 * heads * dim
     launch = causal.plan(batch, n, heads, dim, slots, dtype, device, tied, decay is not None, activation, dropout > 0)
     seed, turn = dispatch.seed(dropout), dispatch.turn(device)
     decay = None if decay is None else _in_float32(decay)
 
     def call(x, p):
-        return causal.causal_attention(x, p, tied, hidden, decay, activation, dropout, seed, turn, query_scale, launch)
+        return causal.causal_attention(x, p, hidden, decay, activation, dropout, seed, turn, query_scale, launch)
 
     kind = (*launch.options.values(), launch.parts > 1, n > launch.chunk, hidden is None, dtype)
     return dispatch.attempt("causal attention", kind, call, projected, pack_query.to(dtype))
@@ -54,13 +53,14 @@ def causal_step(
 ) -> Optional[Tuple[Tensor, Tensor, Optional[Tensor]]]:
     """As `triton.causal_step.causal_step`."""
     from .triton import causal_step as kernels
+    from .triton.launch import padded
 
     def call(x, p, keys, values):
         return kernels.causal_step(x, p, keys, values, share, order, hidden, activation, query_scale)
 
     heads, slots, dim = pack_query.shape[1:]
-    given = values is None, hidden is None, order is None, share.dim()
-    kind = heads, kernels.padded(slots), dim, *given, activation, projected.dtype
+    given = values is None, hidden is None, order is None, share.dim(), share.dtype
+    kind = heads, padded(slots), dim, *given, activation, projected.dtype
     return dispatch.attempt("causal step", kind, call, projected, pack_query, keys, values)
 
 
@@ -128,7 +128,9 @@ def residual(x: Tensor, y: Tensor, dropout: float) -> Optional[Tensor]:
     def call(x, y):
         return kernels.residual(x, y, dropout, seed, turn)
 
-    return dispatch.attempt("residual", (x.dtype, y.dtype, y.numel() % 16 == 0), call, x, y)
+    # where 16 divides it, several elements are read at once
+    kind = x.dtype, y.dtype, y.numel() % 16 == 0
+    return dispatch.attempt("residual", kind, call, x, y)
 
 
 def cross_entropy_rows(
@@ -140,7 +142,7 @@ def cross_entropy_rows(
     def call(logits, target):
         return cross_entropy.gradients_of_rows(logits, target, right, raised, wanted)
 
-    kind = logits.dtype, wanted, logits.size(1) % 8 == 0
+    kind = logits.dtype, wanted, cross_entropy.unit(logits.size(1))
     return dispatch.attempt("cross entropy", kind, call, logits, target)
 
 

@@ -55,8 +55,10 @@ IDENTITY = Projection()
 
 
 def side_by_side(x: Tensor, projections: Sequence[Projection]) -> Tensor:
-    """Several projections as one product, without their scales: (B, n, in) -> (B, n, sum of out)."""
-    weights, biases = ([getattr(projection, name) for projection in projections] for name in ("weight", "bias"))
+    """Several projections as one product, by their weights, without their scales: (B, n, in) -> (B, n, sum of out)."""
+    weights = [projection.weight for projection in projections if projection.weight is not None]
+    biases = [projection.bias for projection in projections if projection.bias is not None]
+    assert len(weights) == len(biases) == len(projections), "one of them is no product"
     return F.linear(x, torch.cat(weights), torch.cat(biases))
 
 

@@ -1,4 +1,4 @@
-"""x + dropout(y): what went around a block, and what the block made."""
+"""x + dropout(y): x went around a block, y came out of it."""
 
 from typing import Optional
 

@@ -18,6 +18,7 @@ from tiny import generation_of_a_command as generation
 from fairseq_luna.models.luna_transformer.graphs import Graphs
 from fairseq_luna.models.luna_transformer.static_step import StaticStep
 from fairseq_luna.models.sizes import some
+from fairseq_luna.ops import dispatch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHOSEN = {name: settings for name, settings in VARIANTS.items() if settings.get("decoder_self_attention") != "softmax"}
@@ -261,11 +262,13 @@ def test_sizes_that_steps_are_made_for():
 @torch.no_grad()
 def test_commands_on_a_gpu_use_graphs(name, dtype, monkeypatch):
     monkeypatch.delenv("FAIRSEQ_LUNA_GRAPHS", raising=False)
-    model = build(**CHOSEN[name], double=False).to(DEVICE, dtype)
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}  # as many channels as kernels take
+    model = build(**CHOSEN[name], **heads, double=False).to(DEVICE, dtype)
     model.prepare_for_inference_(generation())
     source = sentences([12, 5, 2, 9])
     found = generate(model, source, 4)
     assert model.decoder.graphs.steps and all(step.run != step.compute for step in model.decoder.graphs.steps)
+    assert dispatch.forms()["causal step"].form == "fused"
     model.decoder.uses_graphs = False
     want = generate(model, source, 4)
     same = [a[0]["tokens"].tolist() == b[0]["tokens"].tolist() for a, b in zip(found, want)]

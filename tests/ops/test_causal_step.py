@@ -34,10 +34,9 @@ def decoded(attn, x, packed, hidden, moves, on_device):
     """Y of every step, and the last state."""
     state, found = None, []
     for t in range(STEPS):
-        if state is not None:  # beams change places, as a static step has it
-            state = state._replace(order=moves[t])
+        before = None if state is None else state.reorder(moves[t])
         number = torch.tensor(t + 1, device=DEVICE) if on_device else t + 1
-        y, state = attn.step(x[t], packed, state, share_of_step(number, attn.decays(x.device)), hidden)
+        y, state = attn.step(x[t], packed, before, share_of_step(number, attn.decays(x.device)), hidden)
         found.append(y)
     return torch.stack(found), state
 
@@ -67,13 +66,14 @@ def check_kernel(on_device, dtype, heads, dim, slots, **settings):
     torch.manual_seed(0)
     attn = LunaCausalAttention(heads * dim, heads, **settings).eval().to(DEVICE, dtype)
     hidden = (torch.arange(slots) >= torch.tensor([[slots], [(slots + 1) // 2]])).to(DEVICE)
-    x, packed = (
-        draw(STEPS, SENTENCES, BEAMS, heads * dim),
-        draw(SENTENCES, slots, heads, dim).transpose(1, 2) / dim**0.5,
-    )
+    x, packed = draw(STEPS, SENTENCES, BEAMS, heads * dim), draw(SENTENCES, heads, slots, dim) / dim**0.5
+    if settings["tied"]:  # by slots
+        packed = packed.transpose(1, 2).contiguous().transpose(1, 2)
+    else:  # the same for all sentences, as a language model has it
+        packed = packed[:1].expand(SENTENCES, -1, -1, -1)
     moves = [torch.tensor([0, 0, 2, 5, 3, 4]).roll(3 * t).to(DEVICE) for t in range(STEPS)]
     # the inputs as they are rounded, for both
-    x, packed = x.to(DEVICE, dtype), packed.to(DEVICE, dtype)
+    x, packed = (u.to(DEVICE, dtype) for u in (x, packed))
     with dispatch.using(fused=True):
         found, state = decoded(attn, x, packed, hidden, moves, on_device)
     assert dispatch.forms()["causal step"].form == "fused"
@@ -87,6 +87,31 @@ def check_kernel(on_device, dtype, heads, dim, slots, **settings):
             torch.testing.assert_close(one.double(), other, rtol=0, atol=tolerance)
 
 
+@torch.no_grad()
+def test_a_step_leaves_the_state_before_as_it_was():
+    """Others may follow it, and a kernel is tried before it is trusted."""
+    attn, packed = LunaCausalAttention(32, 2, tied=False).eval().to(DEVICE), torch.randn(1, 2, 4, 16, device=DEVICE)
+    state = CausalState(torch.randn(3, 2, 16, 4, device=DEVICE), torch.randn(3, 2, 4, 16, device=DEVICE))
+    kept = [state.keys.clone(), state.values.clone()]
+    with dispatch.using(fused=True):
+        _, after = attn.step(torch.randn(1, 3, 32, device=DEVICE), packed, state, 0.5, in_place=True)
+    assert all(map(torch.equal, kept, state[:2])) and not any(map(torch.equal, kept, after[:2]))
+
+
+@torch.no_grad()
+def test_rows_that_leave_and_rows_that_come():
+    attn, packed = LunaCausalAttention(32, 2).eval().to(DEVICE), torch.randn(1, 2, 4, 16, device=DEVICE)
+    state = CausalState(torch.randn(3, 2, 16, 4, device=DEVICE), None)
+    for order in ([2], [1, 1, 0, 2, 2]):
+        moved = state.reorder(torch.tensor(order, device=DEVICE))
+        x = torch.randn(1, len(order), 32, device=DEVICE)
+        with dispatch.using(fused=True):
+            found, after = attn.step(x, packed, moved, 0.5)
+        want, plain = attn.step(x, packed, moved.in_order(), 0.5)
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(after.keys, plain.keys)
+
+
 def test_what_a_step_kernel_cannot_do_goes_the_plain_way():
     attn = LunaCausalAttention(32, 2, dropout=0.5).to(DEVICE)
     x, packed = draw(1, 2, 32).to(DEVICE, torch.float32), draw(1, 2, 4, 16).to(DEVICE, torch.float32)
@@ -96,18 +121,11 @@ def test_what_a_step_kernel_cannot_do_goes_the_plain_way():
         return dispatch.forms()["causal step"]
 
     with dispatch.using(fused=True):
-        assert form() == ("direct", "a step has no gradients")
+        assert form() == ("direct", "the kernel has no gradients")
         with torch.no_grad():
-            assert form() == ("direct", "a step drops nothing")
+            assert form() == ("direct", "the kernel drops nothing")
             attn.eval()
             assert form().form == "fused"
-
-
-def test_a_state_in_another_order():
-    keys, values = torch.randn(3, 2, 4, 5), torch.randn(3, 2, 5, 4)
-    state = CausalState(keys, values, torch.tensor([2, 2, 0])).in_order()
-    assert state.order is None
-    assert torch.equal(state.keys, keys[[2, 2, 0]]) and torch.equal(state.values, values[[2, 2, 0]])
 
 
 def hypotheses(model, source):
@@ -136,4 +154,5 @@ def test_beam_search_finds_the_same(settings, static):
         model.decoder.graphs = Graphs(model.decoder, capture=DEVICE == "cuda")
     with dispatch.using(fused=True):
         assert hypotheses(model, source) == want
+    assert bool(model.decoder.graphs and model.decoder.graphs.steps) == static
     assert dispatch.forms()["causal step"].form == "fused"

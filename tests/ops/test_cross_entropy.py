@@ -139,9 +139,9 @@ def test_blocks_of_a_kernel(words, kernel, monkeypatch):
 
 
 @dtypes
-@pytest.mark.parametrize("case", [pytest.param(None, marks=gpu)], ids=["large"])
-def test_a_large_vocabulary(dtype, case, kernel):
-    assert_close_to_float64(dtype, 5000, 32001)
+@pytest.mark.parametrize("words", [pytest.param(words, marks=gpu) for words in (32000, 32001, 32008)])
+def test_a_large_vocabulary(dtype, words, kernel):
+    assert_close_to_float64(dtype, 5000, words)
 
 
 @float16

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fairseq_luna.ops.attention import attention
-from fairseq_luna.ops.causal.attention import CAUSAL_ACTIVATIONS, attend
+from fairseq_luna.ops.causal.attention import CAUSAL_ACTIVATIONS, Projections, attend
 from fairseq_luna.ops.causal.chunk import chunk_causal_product
 from fairseq_luna.ops.causal.naive import naive_causal_product, whole_product
 from fairseq_luna.ops.causal.recurrent import recurrent_causal_product
@@ -15,7 +15,7 @@ from fairseq_luna.ops.causal.state import RunningMean, empty_mean, share_of_step
 from fairseq_luna.ops.causal.step import CausalState, attend_step
 from fairseq_luna.ops.dropout import NO_DROPOUT
 from fairseq_luna.ops.pack import pack_unprojected
-from fairseq_luna.ops.projection import logits_moved
+from fairseq_luna.ops.projection import Projection, logits_moved
 from fairseq_luna.ops.softmax import log_softmax_
 from fairseq_luna.ops.unpack import unpack_unprojected
 
@@ -457,9 +457,22 @@ def test_causal_activations_are_positive_and_one_at_zero(activation):
 def test_reorder_of_a_state():
     _, y, z = inputs(3, batch=3)
     _, state = recurrent_causal_product(y, y, z, output_state=True)
-    moved = CausalState(state.mean, None).reorder(torch.tensor([2, 0, 0, 1]))
-    assert moved.values is None
+    moved = CausalState(state.mean, None).reorder(torch.tensor([2, 0, 0, 1])).in_order()
+    assert moved.values is None and moved.order is None
     close(moved.keys, state.mean[[2, 0, 0, 1]], tolerance=0)
+    again = CausalState(state.mean, state.mean.mT).reorder(torch.tensor([2, 0, 0])).reorder(torch.tensor([1, 0]))
+    assert again.order.tolist() == [0, 2]
+    close(again.in_order().values, state.mean.mT[[0, 2]], tolerance=0)
+
+
+def test_projections_together_are_those_apart():
+    torch.manual_seed(0)
+    x, weights = torch.randn(2, 3, 4), torch.randn(4, 6, 4)
+    query, key, value, pack_key = (Projection(weight, torch.randn(6)) for weight in weights)
+    for given in ([query, key, value, pack_key], [query, key, None, pack_key]):
+        projections = Projections(query._replace(scale=0.5), *given[1:])
+        apart = [projection(x) for projection in given if projection is not None]
+        close(projections.together(x), torch.cat(apart, dim=-1), tolerance=1e-6)
 
 
 def test_chunk_size_below_one_is_refused():

@@ -1,6 +1,6 @@
 """The fused operators: equal to the equations in float64, and a model with them to one without.
 
-On a CPU they run by Triton's interpreter at few shapes. On a GPU, `python -m pytest -m gpu tests/ops/test_ops.py`
+On a CPU they run by Triton's interpreter at few shapes. On a GPU, `python -m pytest -m gpu tests/ops`
 checks what is compiled for it.
 """
 
@@ -90,7 +90,7 @@ def check_causal(
 
     def kernel(query, key, pack_key, pack_query, value=None):
         projected = torch.cat([x for x in (query, key, value, pack_key) if x is not None], dim=-1)
-        rest = tied, hidden, decay, activation, p, SEED
+        rest = hidden, decay, activation, p, SEED
         return causal_attention(projected, of_slots(pack_query), *rest, query_scale=query_scale)
 
     def plain(query, key, pack_key, pack_query, value=None, cancelling=True):
@@ -215,7 +215,7 @@ def drawn(operator, n, seed, turn=None):
     draws = {"dropout": 0.5, "seed": seed, "turn": turn}
     if operator == "causal attention":
         inputs = projected, slots
-        out = causal_attention(projected, slots, True, **draws)
+        out = causal_attention(projected, slots, **draws)
     elif operator == "pack":
         inputs = packed, key
         out = pack(packed, key, None, 2, **draws)
@@ -246,7 +246,7 @@ def test_operators_are_of_the_turn_they_run_in(operator):
         torch.manual_seed(0)
         with dispatch.turning(turn_of(turn)):
             if operator == "causal attention":
-                return fused.causal_attention(x.repeat(1, 1, 3), slots, True, None, None, "elu", 0.5, 1.0)
+                return fused.causal_attention(x.repeat(1, 1, 3), slots, None, None, "elu", 0.5, 1.0)
             if operator == "pack":
                 return fused.pack(key, x, None, 2, None, None, 0.5, 1.0)
             return fused.unpack(x, slots, None, None, None, 0.5, 1.0)

@@ -167,7 +167,7 @@ class Decoding:
         """Hands over to decoding without a graph, of so many rows."""
         before = self._before(rows)
         for layer, state in zip(self.graphs.decoder.layers, self.step.states):
-            keys, values, _ = state.reorder(before)
+            keys, values, _ = state.reorder(before).in_order()
             values = None if values is None else values[:, :, : self.slots].contiguous()
             incremental_state[layer.self_attn] = CausalState(keys[..., : self.slots].contiguous(), values)
 

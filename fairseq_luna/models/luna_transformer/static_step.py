@@ -10,7 +10,6 @@ from ...modules.softmax_attention import CrossAttention, SourceState
 from ...modules.source_layer import SourceView
 from ...modules.step import Step
 from ...ops.causal.step import CausalState
-from ...ops.precision import accumulation_dtype
 from ..sizes import some, upwards
 from .source import EncodedSource
 
@@ -61,7 +60,7 @@ class StaticStep:
         self.decoder, self.shape, self.positions = decoder, shape, positions
         self.run: Callable[[], None] = self.compute  # in place of which a captured graph may stand
         assert views[0].causal_query is not None
-        device, dtype = views[0].causal_query.device, accumulation_dtype(views[0].causal_query.dtype)
+        device = views[0].causal_query.device
         rows = shape.sentences * shape.beams
         self.tokens = torch.full((rows,), decoder.padding_idx, device=device)
         self.identity = torch.arange(rows, device=device)
@@ -73,10 +72,8 @@ class StaticStep:
         self.keys_values: List[Optional[Tuple[Tensor, Tensor]]] = []
         for layer, view in zip(decoder.layers, self.views):
             assert view.causal_query is not None
-            heads, slots, dim = view.causal_query.shape[1:]
-            keys = view.causal_query.new_zeros(rows, heads, dim, slots, dtype=dtype)
-            tied = layer.self_attn.key_value.tied
-            self.states.append(CausalState(keys, None if tied else keys.new_zeros(rows, heads, slots, dim)))
+            heads, _, dim = view.causal_query.shape[1:]
+            self.states.append(CausalState.empty(rows, view.causal_query, layer.self_attn.key_value.tied))
             both = None
             if isinstance(layer.cross_attn, CrossAttention):
                 wide = view.causal_query.new_zeros(shape.sentences, heads, shape.positions, dim)
@@ -102,8 +99,8 @@ class StaticStep:
         x = decoder.embed_at(self.tokens.unsqueeze(1), here).view(sentences, beams, -1)
         source = Source(None, self.padding, self.slot_padding)
         for layer, view, kept, read in zip(decoder.layers, self.views, self.states, self.keys_values):
-            # one layer after the other: what follows the beams is another copy of the state
-            x, after = through(layer, x, source, view, kept._replace(order=self.order), read, step)
+            # a layer at a time: its next state is a copy, and goes back before the next layer makes one
+            x, after = through(layer, x, source, view, kept.reorder(self.order), read, step)
             for mean, new in _pairs([kept], [after]):
                 mean.copy_(new)
         if decoder.layer_norm is not None:

@@ -46,8 +46,8 @@ class Projections(NamedTuple):
     pack_key: Projection
 
     def together(self, x: Tensor) -> Tensor:
-        """All that is read of X, (B, n, D), as one product without the query's scale: q, k, v and c side by side, or
-        tied q, k and c."""
+        """X (B, n, D) through all projections in one product, without the query's scale: q, k, v and c side by side,
+        (B, n, 4 H d). Tied, there is no v."""
         return side_by_side(x, [projection for projection in self if projection is not None])
 
 
@@ -114,10 +114,9 @@ def fused_causal_attention(
     dropout: Dropout,
     whole: Optional[Tensor],
 ) -> Optional[Tensor]:
-    """One kernel behind one projection; None where it does not compile."""
-    tied, scale = projections.value is None, projections.query.scale
-    projected = projections.together(x)
-    return fused.causal_attention(projected, pack_query, tied, hidden, decay, activation, dropout.rate(), scale)
+    """One projection, then one kernel; None where it does not compile."""
+    projected, scale = projections.together(x), projections.query.scale
+    return fused.causal_attention(projected, pack_query, hidden, decay, activation, dropout.rate(), scale)
 
 
 FORMS = {"direct": direct_causal_attention, "fused": fused_causal_attention}

@@ -2,7 +2,7 @@
 
     S_t = (1 - 1/w_t) S_{t-1} + 1/w_t k_t^T a_t,    u_t = softmax_l(q_t S_t),    y_t = u_t T_t
 
-with a = w(c P^T), and T, the mean of a^T v, made as S is; tied, T = S^T.
+with a = w(c P^T). T is the mean of a_t^T v_t, made in the same way. Tied, T = S^T.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import dispatch, fused
 from ..dropout import NO_DROPOUT, Dropout
-from ..precision import UNPACK_DTYPE, without_autocast
+from ..precision import UNPACK_DTYPE, accumulation_dtype, without_autocast
 from ..softmax import softmax
 from .attention import CAUSAL_ACTIVATIONS, Projections, pack_logits, projected_by_head
 from .state import Share, empty_mean, take
@@ -25,22 +25,30 @@ class CausalState(NamedTuple):
         keys: mean of k_j^T a_j of the past, (B, H, d, l), in float32 at least.
         values: mean of a_j^T v_j, (B, H, l, d); None where the keys are the values (tied), for it
             is then the transpose of `keys`.
-        order: of which row each row takes its past, (B,); None where that is its own.
+        order: the row whose past each row takes on, (B',); None where each keeps its own.
     """
 
     keys: Tensor
     values: Optional[Tensor]
     order: Optional[Tensor] = None
 
+    @staticmethod
+    def empty(rows: int, pack_query: Tensor, tied: bool) -> "CausalState":
+        """Before the first position, for packs with P as it is projected, (B, H, l, d)."""
+        _, heads, slots, dim = pack_query.shape
+        keys = pack_query.new_zeros(rows, heads, dim, slots, dtype=accumulation_dtype(pack_query.dtype))
+        return CausalState(keys, None if tied else keys.new_zeros(rows, heads, slots, dim))
+
     def reorder(self, new_order: Tensor) -> "CausalState":
-        """Follows the beams: row i becomes what row `new_order[i]` was. new_order: (B',)."""
-        keys, values = (None if u is None else u.index_select(0, new_order) for u in (self.keys, self.values))
-        assert keys is not None
-        return CausalState(keys, values)
+        """Follows the beams: row i takes on the past of row `new_order[i]` at the next step. new_order: (B',)."""
+        return self._replace(order=new_order if self.order is None else self.order.index_select(0, new_order))
 
     def in_order(self) -> "CausalState":
-        """Each row with a past of its own."""
-        return self if self.order is None else self.reorder(self.order)
+        """With the past of each row at its own place."""
+        if self.order is None:
+            return self
+        values = None if self.values is None else self.values.index_select(0, self.order)
+        return CausalState(self.keys.index_select(0, self.order), values)
 
 
 def causal_attention_step(
@@ -74,9 +82,9 @@ def causal_attention_step(
     heads, slots, dim = pack_query.shape[1:]
     against = None
     if torch.is_grad_enabled():
-        against = "a step has no gradients"
+        against = "the kernel has no gradients"
     elif dropout.rate() > 0:
-        against = "a step drops nothing"
+        against = "the kernel drops nothing"
     work = dispatch.Work(x, heads, slots, unfusable=against, width=heads * dim)
     return dispatch.run(
         "causal step", work, FORMS, x, pack_query, projections, activation, state, share, hidden, dropout, in_place
@@ -116,16 +124,12 @@ def fused_step(
     dropout: Dropout,
     in_place: bool,
 ) -> Optional[Tuple[Tensor, CausalState]]:
-    """One kernel behind one projection, which never works in place; None where it does not compile."""
-    heads, slots, dim = pack_query.shape[1:]
-    tied, scale = projections.value is None, projections.query.scale
+    """One projection, then one kernel, which writes a new state; None where it does not compile."""
     if state is None:
-        keys = x.new_zeros(x.size(0) * x.size(1), heads, dim, slots, dtype=torch.float32)
-        state = CausalState(keys, None if tied else keys.transpose(2, 3).contiguous())
+        state = CausalState.empty(x.size(0) * x.size(1), pack_query, tied=projections.value is None)
     share = share if isinstance(share, Tensor) else torch.full((), share, device=x.device)
-    found = fused.causal_step(
-        projections.together(x), pack_query, *state[:2], share, state.order, hidden, activation, scale
-    )
+    projected, scale = projections.together(x), projections.query.scale
+    found = fused.causal_step(projected, pack_query, *state[:2], share, state.order, hidden, activation, scale)
     return None if found is None else (found[0], CausalState(*found[1:]))
 
 

@@ -6,7 +6,8 @@
 
 B batch, H heads, n positions, l slots, d channels of a head, C positions of a chunk, L = l rounded up. Short sequences
 are walked by one program a sentence and head, with the state on chip; long ones are cut into segments, whose sums are
-taken first, so that all segments run at once.
+taken first, so that all segments run at once. q, k, v and c stand side by side, in rows of WIDE numbers: 4 H d, or tied
+3 H d, without v. A row of y has ROW, H d.
 
     kernels      n <= 32   n of one segment   more
     forward      1         1                  2
@@ -19,9 +20,10 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from .causal_backward import front_kernel, one_chunk_backward_kernel, rear_kernel
+from .causal_backward import front_kernel, rear_kernel
 from .causal_forward import forward_kernel, sums_kernel
-from .launch import Launch, as_bytes, chunk_for, cut, draws_of, laid_out, padded, parts_like, precision
+from .causal_one_chunk import one_chunk_backward_kernel
+from .launch import Launch, as_bytes, chunk_for, cut, draws_of, in_blocks, padded, parts_like, precision
 
 # The backward pass of one chunk reads past its memory with chunks of 64 (Triton 3.6, on an H200).
 LARGEST_ONLY_CHUNK = 32
@@ -63,7 +65,7 @@ class _CausalAttention(torch.autograd.Function):
         batch, n, _ = x.shape
         heads, slots, dim = p.shape[1:]
         groups, tied = batch * heads, options["TIED"]
-        q, k, v, c = _apart(x, tied)
+        q, k, v, c = _q_k_v_c(x, tied)
         numbers = (*p.stride()[1:3], n, slots, *draws)
         hidden_bytes, decays = as_bytes(hidden, p), p if decay is None else decay
         key_sums = value_sums = None
@@ -92,7 +94,7 @@ class _CausalAttention(torch.autograd.Function):
         numbers, dy = ctx.numbers, dy.contiguous()
         groups, n, tied = len(x) * options["HEADS"], x.size(1), options["TIED"]
         dx, dp = torch.empty_like(x), parts_like(p, segments)
-        (q, k, v, c), (dq, dk, dv, dc) = _apart(x, tied), _apart(dx, tied)
+        (q, k, v, c), (dq, dk, dv, dc) = _q_k_v_c(x, tied), _q_k_v_c(dx, tied)
         hidden_bytes, decays = as_bytes(hidden, p), p if decay is None else decay
         if n <= chunk and n <= LARGEST_ONLY_CHUNK:
             one_chunk_backward_kernel[(groups,)](
@@ -119,16 +121,15 @@ class _CausalAttention(torch.autograd.Function):
         return dx, dp, None, None, None, None, None
 
 
-def _apart(x: Tensor, tied: bool) -> Tuple[Tensor, ...]:
-    """q, k, v and c, of what stands side by side; v is k where they are tied."""
-    parts = x.unflatten(2, (3 if tied else 4, -1)).unbind(2)
-    return (*parts[:2], parts[1], parts[2]) if tied else parts
+def _q_k_v_c(x: Tensor, tied: bool) -> Tuple[Tensor, ...]:
+    """Of what stands side by side; v is k where they are tied."""
+    q, k, *v, c = x.unflatten(2, (3 if tied else 4, -1)).unbind(2)
+    return q, k, v[0] if v else k, c
 
 
 def causal_attention(
     projected: Tensor,
     pack_query: Tensor,
-    tied: bool,
     hidden: Optional[Tensor] = None,
     decay: Optional[Tensor] = None,
     activation: str = "softplus",
@@ -143,9 +144,8 @@ def causal_attention(
     Sums are taken in float32, products in the dtype of the inputs, which is one for all.
 
     Args:
-        projected: of X, side by side: q, k and c, H d channels each, (B, n, 3 H d), or untied q, k, v and c.
+        projected: q, k and c of X side by side, (B, n, 3 H d); untied q, k, v and c, (B, n, 4 H d).
         pack_query: P, scaled, (B, H, l, d).
-        tied: whether the keys are the values.
         hidden: (B, l), True where a slot is not used; of each row at least one is.
         decay: lambda of each head, (H,), from 0.1 to 1; no gradients go there (default: 1, a uniform mean).
         activation: w, "softplus" (with base 2) or "elu" (plus 1).
@@ -169,13 +169,11 @@ def causal_attention(
         slots,
         projected.dtype,
         projected.device,
-        tied,
+        projected.size(2) == 3 * heads * dim,
         decay is not None,
         activation,
         dropout > 0,
     )
-    projected = projected.contiguous()
-    if not laid_out(pack_query):
-        pack_query = pack_query.contiguous()
+    projected, (pack_query,) = projected.contiguous(), in_blocks(pack_query)
     draws = draws_of(dropout, seed, turn, projected)
     return _CausalAttention.apply(projected, pack_query, hidden, decay, launch, draws, query_scale)

@@ -1,24 +1,23 @@
 """One step of Luna's causal attention (arXiv 2106.01540, section 3.3) in one kernel, equations in `ops/causal/step.py`.
 
-A program reads the state of a row and head once, writes the next one, and reads the slots on the way. Letters as in
-`causal.py`; n is 1.
+One program for each row and head. It reads the old state once, writes the new one, and computes y from what is on chip.
+Letters as in `causal.py`.
 """
 
 from typing import Optional, Tuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .blocks import LOG2E, VARYING, activation, load_slots, visible_slots
-from .launch import as_bytes, laid_out, padded
+from .launch import as_bytes, padded
 
 
 @triton.jit(do_not_specialize=VARYING)
 def step_kernel(
     x, p, hidden, share, order, keys, values, out, next_keys, next_values,
-    query_scale, share_h, p_h, p_l, slots, beams,
+    query_scale, share_h, p_b, p_h, p_l, slots, beams,
     HEADS: tl.constexpr, L: tl.constexpr, D: tl.constexpr, TIED: tl.constexpr, ACTIVATION: tl.constexpr,
     HIDDEN: tl.constexpr, ORDERED: tl.constexpr,
 ):  # fmt: skip
@@ -32,7 +31,7 @@ def step_kernel(
     q = tl.load(x).to(tl.float32) * query_scale
     k = tl.load(x + ROW).to(tl.float32)
     c = tl.load(x + (2 if TIED else 3) * ROW).to(tl.float32)
-    queries = load_slots(p + sentence * slots * ROW + head * p_h, slots, p_l, L, D).to(tl.float32)
+    queries = load_slots(p + sentence * p_b + head * p_h, slots, p_l, L, D).to(tl.float32)
     exists = slot < slots
     a = tl.where(exists, activation(tl.sum(queries * c[None, :], axis=1), ACTIVATION), 0.0)
     now = tl.load(share + head * share_h).to(tl.float32)
@@ -77,30 +76,32 @@ def causal_step(
     Args:
         projected: of X, (B, beams, 3 H d) tied, else (B, beams, 4 H d), as in `causal.causal_attention`.
         pack_query: P, scaled, (B, H, l, d).
-        keys: the mean of k_j^T a_j, (rows, H, d, l), in float32, with rows = B beams.
+        keys: the mean of k_j^T a_j, (rows, H, d, l), in float32.
         values: the mean of a_j^T v_j, (rows, H, l, d); None where the keys are the values (tied).
         share: 1/w_t, of all heads () or of each (H, 1, 1), on the device.
-        order: of which row each row takes its past, (rows,) (default: of its own).
+        order: the row whose past each takes on, (B beams,) (default: each keeps its own).
         hidden: (B, l), True where a slot is not used; of each row at least one is.
         activation: w, as in `causal.causal_attention`.
         query_scale: what the products of queries and keys are multiplied by.
 
     Returns:
-        Y, (B, beams, H d), and the next keys and values, in memory of their own.
+        Y, (B, beams, H d), and the next keys and values, of B beams rows, in memory of their own.
     """
     sentences, beams, _ = projected.shape
     heads, slots, dim = pack_query.shape[1:]
+    rows, tied = sentences * beams, values is None
+    assert projected.size(2) == (3 if tied else 4) * heads * dim and rows == len(keys if order is None else order)
     projected, keys = projected.contiguous(), keys.contiguous()
     values = None if values is None else values.contiguous()
-    if not laid_out(pack_query):
-        pack_query = pack_query.contiguous()
+    pack_query = pack_query if pack_query.stride(3) == 1 else pack_query.contiguous()
     out = projected.new_empty(sentences, beams, heads * dim)
-    next_keys, next_values = torch.empty_like(keys), None if values is None else torch.empty_like(values)
-    step_kernel[(len(keys) * heads,)](
+    next_keys = keys.new_empty(rows, *keys.shape[1:])
+    next_values = None if values is None else values.new_empty(rows, *values.shape[1:])
+    step_kernel[(rows * heads,)](
         projected, pack_query, as_bytes(hidden, projected), share, projected if order is None else order,
         keys, keys if values is None else values, out, next_keys, next_keys if next_values is None else next_values,
-        query_scale, int(share.numel() > 1), *pack_query.stride()[1:3], slots, beams,
-        HEADS=heads, L=padded(slots), D=dim, TIED=values is None, ACTIVATION=activation, HIDDEN=hidden is not None,
+        query_scale, int(share.numel() > 1), *pack_query.stride()[:3], slots, beams,
+        HEADS=heads, L=padded(slots), D=dim, TIED=tied, ACTIVATION=activation, HIDDEN=hidden is not None,
         ORDERED=order is not None, num_warps=2,
     )  # fmt: skip
     return out, next_keys, next_values

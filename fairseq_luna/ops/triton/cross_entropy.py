@@ -14,14 +14,14 @@ from torch import Tensor
 BLOCK = 4096  # words at once
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["units"])
 def rows_kernel(
     logits, target, log_p_right, normalisers, d_logits, units, right, raised,
     BLOCK: tl.constexpr, WANTED: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Of one row of units * UNIT words; gradients where WANTED."""
     row = tl.program_id(0).to(tl.int64)
-    words = units * UNIT  # so that the compiler knows of what it is a multiple, and logits are read several at a time
+    words = units * UNIT  # the compiler sees that UNIT divides it, and reads several logits at once
     word = tl.arange(0, BLOCK)
     logits += row * words
     most = tl.load(logits).to(tl.float32)
@@ -45,15 +45,19 @@ def rows_kernel(
             tl.store(d_logits + start + word, d.to(d_logits.dtype.element_ty), start + word < words)
 
 
+def unit(words: int) -> int:
+    """What the kernel may take for a divisor of the number of words: 8 as a rule, to which fairseq fills up."""
+    return 8 if words % 8 == 0 else 1
+
+
 def gradients_of_rows(
     logits: Tensor, target: Tensor, right: float, raised: float, wanted: bool
 ) -> Tuple[Optional[Tensor], Tensor, Tensor]:
     """As `ops.cross_entropy.direct_rows`, but the logits stay as they are."""
     log_p_right, normalisers = (torch.empty(target.shape, dtype=torch.float32, device=logits.device) for _ in range(2))
-    d_logits = torch.empty_like(logits) if wanted else None
-    unit = 8 if logits.size(1) % 8 == 0 else 1  # fairseq fills up dictionaries to a multiple of 8
+    d_logits, words = torch.empty_like(logits) if wanted else None, logits.size(1)
     rows_kernel[(len(logits),)](
-        logits, target, log_p_right, normalisers, logits if d_logits is None else d_logits, logits.size(1) // unit,
-        float(right), float(raised), BLOCK=BLOCK, WANTED=wanted, UNIT=unit, num_warps=8,
+        logits, target, log_p_right, normalisers, logits if d_logits is None else d_logits, words // unit(words),
+        float(right), float(raised), BLOCK=BLOCK, WANTED=wanted, UNIT=unit(words), num_warps=8,
     )  # fmt: skip
     return d_logits, log_p_right, normalisers

@@ -103,16 +103,20 @@ def as_bytes(mask: Any, instead: Tensor) -> Tensor:
     return instead if mask is None else mask.contiguous().view(torch.uint8)
 
 
-def laid_out(of_slots: Tensor, other: Optional[Tensor] = None) -> bool:
-    """Whether the memory of (B, H, l, d), and of the other alike, is one block a sentence, of heads or of slots."""
+def in_blocks(of_slots: Tensor, *others: Optional[Tensor]) -> Tuple[Any, ...]:
+    """Tensors (B, H, l, d) whose memory is one block a sentence, by heads or by slots, and alike: as they are, or
+    copied. None stays None."""
     _, heads, slots, dim = of_slots.shape
     strides = of_slots.stride()
     blocks = ((heads * slots * dim, slots * dim, dim, 1), (heads * slots * dim, dim, heads * dim, 1))
-    return strides in blocks and (other is None or other.stride() == strides)
+    if strides in blocks and all(other is None or other.stride() == strides for other in others):
+        return (of_slots, *others)
+    return tuple(None if u is None else u.contiguous() for u in (of_slots, *others))
 
 
 def parts_like(of_slots: Tensor, parts: int) -> Tensor:
-    """Memory for a gradient that is laid out as (B, H, l, d), or for as many parts of it, to be added up in float32."""
+    """Empty memory for the gradient of (B, H, l, d), laid out as that is. Several parts are in float32, to be added
+    up."""
     shape, strides = of_slots.shape, of_slots.stride()
     if parts == 1:
         return torch.empty_strided(shape, strides, dtype=of_slots.dtype, device=of_slots.device)

@@ -15,7 +15,7 @@ BLOCK = 1024  # elements for each of the four numbers of a draw
 
 @triton.jit
 def add_kept(x, y, out, place, size, random, threshold, rescale, ADD: tl.constexpr):
-    """What the dropout leaves of some elements of y, and x where there is one to ADD."""
+    """Writes dropout(y) of some elements; with ADD, x + dropout(y)."""
     inside = place < size
     kept = tl.load(y + place, inside, other=0.0).to(tl.float32) * rescale
     kept = tl.where((random >> 8).to(tl.int32) >= threshold, kept, 0.0)
@@ -28,7 +28,8 @@ def add_kept(x, y, out, place, size, random, threshold, rescale, ADD: tl.constex
 def residual_kernel(
     x, y, out, size, seed, turn, threshold, rescale, ADD: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The four numbers of a draw are for elements a block apart, so that neighbours are read together."""
+    """x + dropout(y); without ADD, dropout(y). A draw gives four numbers, for elements a block apart, so that
+    neighbours are read together."""
     program = tl.program_id(0)
     draw = program * BLOCK + tl.arange(0, BLOCK)
     zero = draw * 0
@@ -77,4 +78,5 @@ def residual(x: Tensor, y: Tensor, dropout: float, seed: int = 0, turn: Optional
     Returns:
         As x, in the wider dtype of the two.
     """
+    assert x.shape == y.shape, (x.shape, y.shape)
     return _Residual.apply(x.contiguous(), y.contiguous(), draws_of(dropout, seed, turn, y))

@@ -27,7 +27,7 @@ from .blocks import (
     store_rows,
     visible_slots,
 )
-from .launch import Launch, as_bytes, bias_gradients, draws_of, laid_out, parts_like, plan_rows
+from .launch import Launch, as_bytes, bias_gradients, draws_of, in_blocks, parts_like, plan_rows
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -203,7 +203,6 @@ def unpack(
     launch = launch or plan_rows(
         batch, query.size(1), heads, dim, slots, query.dtype, query.device, positions is not None, dropout > 0
     )
-    if not laid_out(key, value):
-        key, value = key.contiguous(), None if value is None else value.contiguous()
+    key, value = in_blocks(key, value)
     query, draws = query.contiguous(), draws_of(dropout, seed, turn, query)
     return _Unpack.apply(query, key, value, hidden, positions, sharpness, shift, launch, draws, query_scale)

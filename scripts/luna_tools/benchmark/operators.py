@@ -42,6 +42,11 @@ def product(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any
     return lambda: function(x, y, z, decay=decay)[0], [x, y, z]
 
 
+def applied(tensor: Any) -> Callable[[Any], Any]:
+    """A projection that has this result."""
+    return lambda _: tensor
+
+
 def luna(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
     """Luna's causal attention between its projections, in the form that the plugin chooses or without kernels."""
     from fairseq_luna.ops import dispatch
@@ -49,7 +54,7 @@ def luna(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -
     from fairseq_luna.ops.projection import Projection
 
     class Projected(Projections):
-        """What reads of a tensor that holds the results of all."""
+        """Projections of a tensor that already holds their results."""
 
         def together(self, x: Any) -> Any:
             return x
@@ -57,20 +62,15 @@ def luna(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -
     dim, count = sizes["dim"], 4 if spec["untied"] else 3
     projected = numbers(rows, sizes["length"], count * dim)
     pack_query = numbers(rows, sizes["heads"], spec["slots"], dim // sizes["heads"])
-    query, key, *value, pack_key = (Projection(prepared=part(i * dim, dim)) for i in range(count))
-    projections = Projected(query, key, value[0] if value else None, pack_key)
     decay = decays(sizes, pack_query.device) if spec["decaying"] else None
 
     def call() -> Any:
+        query, key, *value, pack_key = (Projection(prepared=applied(part)) for part in projected.chunk(count, -1))
+        projections = Projected(query, key, value[0] if value else None, pack_key)
         with dispatch.using(fused=False if spec["unfused"] else None):
             return causal_attention(projected, pack_query, projections, "softplus", decay=decay)
 
     return call, [projected, pack_query]
-
-
-def part(start: int, width: int) -> Callable[[Any], Any]:
-    """A projection whose result is a part of the channels."""
-    return lambda x: x[..., start : start + width]
 
 
 def sdpa(spec: Dict[str, Any], sizes: Dict[str, Any], rows: int, numbers: Any) -> Call:
