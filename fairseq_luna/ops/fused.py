@@ -60,7 +60,7 @@ def causal_step(
 
     heads, slots, dim = pack_query.shape[1:]
     given = values is None, hidden is None, order is None, share.dim(), share.dtype
-    kind = heads, padded(slots), dim, *given, activation, projected.dtype
+    kind = heads, padded(slots), slots % 16 == 0, dim, *given, activation, projected.dtype
     return dispatch.attempt("causal step", kind, call, projected, pack_query, keys, values)
 
 

@@ -258,7 +258,7 @@ def test_sizes_that_steps_are_made_for():
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("name", ["tied", "local", "hybrid"])
+@pytest.mark.parametrize("name", ["tied", "decaying-untied-pre-norm", "local", "hybrid"])
 @torch.no_grad()
 def test_commands_on_a_gpu_use_graphs(name, dtype, monkeypatch):
     monkeypatch.delenv("FAIRSEQ_LUNA_GRAPHS", raising=False)

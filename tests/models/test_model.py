@@ -17,6 +17,7 @@ from tiny import (
     ORDINARY,
     PAD,
     PRE_NORM,
+    UNTIED,
     build,
     dictionary,
     sentences,
@@ -30,6 +31,7 @@ from fairseq_luna.models.luna_transformer import LunaTransformerModel
 from fairseq_luna.models.luna_transformer.architectures import ARCHITECTURES
 from fairseq_luna.models.luna_transformer.checks import checked
 from fairseq_luna.models.luna_transformer.config import LunaTransformerConfig
+from fairseq_luna.models.luna_transformer.source import EncodedSource
 from fairseq_luna.modules.causal_attention import head_decays
 from fairseq_luna.modules.locality import Locality
 from fairseq_luna.ops.slots import slot_positions
@@ -546,3 +548,12 @@ def test_settings_of_an_earlier_version_lack_later_ones(struct):
     now = build(double=False)
     assert all(torch.equal(p, q) for p, q in zip(earlier.parameters(), now.parameters()))
     assert earlier.encoder.word_dropout.p == 0
+
+
+@pytest.mark.parametrize("wanted", [False, True], ids=["generation", "training"])
+def test_what_every_step_reads_is_in_one_piece(wanted):
+    """A training reads it once, as kernels can: without a copy."""
+    model = build(**UNTIED)
+    with torch.set_grad_enabled(wanted):
+        views = EncodedSource.from_fairseq(model.encoder(sentences([5, 3]))).views
+    assert all(part.is_contiguous() != wanted for view in views for part in view)

@@ -20,7 +20,7 @@ SENTENCES, BEAMS, STEPS = 2, 3, 6
 ROUNDING = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 CASES = {
     "tied": {"tied": True, "decaying": False, "slots": 16},
-    "tied, decaying, 5 slots": {"tied": True, "decaying": True, "slots": 5},
+    "tied, decaying, 5 slots": {"tied": True, "decaying": True, "slots": 5, "hiding": False},
     "untied": {"tied": False, "decaying": False, "slots": 5, "activation": "elu"},
     "untied, decaying, a slot": {"tied": False, "decaying": True, "slots": 1},
 }
@@ -62,10 +62,10 @@ def test_kernel_on_a_gpu(heads, dim, slots, case, dtype):
 
 
 @torch.no_grad()
-def check_kernel(on_device, dtype, heads, dim, slots, **settings):
+def check_kernel(on_device, dtype, heads, dim, slots, hiding=True, **settings):
     torch.manual_seed(0)
     attn = LunaCausalAttention(heads * dim, heads, **settings).eval().to(DEVICE, dtype)
-    hidden = (torch.arange(slots) >= torch.tensor([[slots], [(slots + 1) // 2]])).to(DEVICE)
+    hidden = (torch.arange(slots) >= torch.tensor([[slots], [(slots + 1) // 2]])).to(DEVICE) if hiding else None
     x, packed = draw(STEPS, SENTENCES, BEAMS, heads * dim), draw(SENTENCES, heads, slots, dim) / dim**0.5
     if settings["tied"]:  # by slots
         packed = packed.transpose(1, 2).contiguous().transpose(1, 2)
@@ -102,12 +102,14 @@ def test_a_step_leaves_the_state_before_as_it_was():
 def test_rows_that_leave_and_rows_that_come():
     attn, packed = LunaCausalAttention(32, 2).eval().to(DEVICE), torch.randn(1, 2, 4, 16, device=DEVICE)
     state = CausalState(torch.randn(3, 2, 16, 4, device=DEVICE), None)
-    for order in ([2], [1, 1, 0, 2, 2]):
-        moved = state.reorder(torch.tensor(order, device=DEVICE))
+    strided = torch.tensor([[2, 9], [0, 9], [1, 9]])[:, 0]
+    for order in (torch.tensor([2]), torch.tensor([1, 1, 0, 2, 2]), strided, torch.tensor([1]).expand(3)):
+        moved = state.reorder(order.to(DEVICE))
         x = torch.randn(1, len(order), 32, device=DEVICE)
         with dispatch.using(fused=True):
             found, after = attn.step(x, packed, moved, 0.5)
-        want, plain = attn.step(x, packed, moved.in_order(), 0.5)
+        with dispatch.using(fused=False):
+            want, plain = attn.step(x, packed, moved.in_order(), 0.5)
         torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(after.keys, plain.keys)
 

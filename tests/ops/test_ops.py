@@ -17,7 +17,8 @@ from fairseq_luna.ops import dispatch, fused
 from fairseq_luna.ops.slots import slot_positions
 
 pytest.importorskip("triton")
-from fairseq_luna.ops.triton.causal import causal_attention  # noqa: E402
+from fairseq_luna.ops.triton import launch  # noqa: E402
+from fairseq_luna.ops.triton.causal import causal_attention, plan  # noqa: E402
 from fairseq_luna.ops.triton.launch import padded  # noqa: E402
 from fairseq_luna.ops.triton.pack import pack  # noqa: E402
 from fairseq_luna.ops.triton.unpack import unpack  # noqa: E402
@@ -164,9 +165,13 @@ def test_causal_attention(n, slots, tied, decaying):
     check_causal(n, slots, tied, decaying)
 
 
-@pytest.mark.parametrize(("tied", "decaying"), [(True, False), (False, True)])
-def test_causal_attention_in_segments(tied, decaying):
-    check_causal(200, 5, tied, decaying, heads=1)
+@pytest.mark.parametrize(("tied", "decaying"), [(True, False), (False, True), (True, True)])
+def test_causal_attention_in_segments(tied, decaying, monkeypatch):
+    """As on a device of many processors, which two sentences with two heads do not fill."""
+    monkeypatch.setattr(launch, "_processors", lambda device: 8)
+    plan.cache_clear()
+    check_causal(130, 5, tied, decaying, batch=2)
+    plan.cache_clear()
 
 
 def test_causal_attention_with_elu_and_without_dropout():

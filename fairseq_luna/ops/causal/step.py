@@ -40,7 +40,9 @@ class CausalState(NamedTuple):
         return CausalState(keys, None if tied else keys.new_zeros(rows, heads, slots, dim))
 
     def reorder(self, new_order: Tensor) -> "CausalState":
-        """Follows the beams: row i takes on the past of row `new_order[i]` at the next step. new_order: (B',)."""
+        """Follows the beams: at the next step row i takes on the past of row `new_order[i]`.
+
+        new_order: (B',), which is to stay as it is until then."""
         return self._replace(order=new_order if self.order is None else self.order.index_select(0, new_order))
 
     def in_order(self) -> "CausalState":

@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .blocks import LOG2E, VARYING, activation, load_slots, visible_slots
+from .blocks import LOG2E, activation, load_slots, visible_slots
 from .launch import as_bytes, padded
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=["beams"])  # where 16 divides the slots, states are read several numbers at once
 def step_kernel(
     x, p, hidden, share, order, keys, values, out, next_keys, next_values,
     query_scale, share_h, p_b, p_h, p_l, slots, beams,
@@ -92,7 +92,7 @@ def causal_step(
     rows, tied = sentences * beams, values is None
     assert projected.size(2) == (3 if tied else 4) * heads * dim and rows == len(keys if order is None else order)
     projected, keys = projected.contiguous(), keys.contiguous()
-    values = None if values is None else values.contiguous()
+    values, order = (None if u is None else u.contiguous() for u in (values, order))
     pack_query = pack_query if pack_query.stride(3) == 1 else pack_query.contiguous()
     out = projected.new_empty(sentences, beams, heads * dim)
     next_keys = keys.new_empty(rows, *keys.shape[1:])
