@@ -117,8 +117,7 @@ def in_blocks(of_slots: Tensor, *others: Optional[Tensor]) -> Tuple[Any, ...]:
 def parts_like(of_slots: Tensor, parts: int) -> Tensor:
     """Empty memory for the gradient of (B, H, l, d), laid out as that is. Several parts are in float32, to be added
     up."""
-    shape, strides = of_slots.shape, of_slots.stride()
+    shape, strides, device = of_slots.shape, of_slots.stride(), of_slots.device
     if parts == 1:
-        return torch.empty_strided(shape, strides, dtype=of_slots.dtype, device=of_slots.device)
-    shape, strides = (parts, *shape), (of_slots.numel(), *strides)
-    return torch.empty_strided(shape, strides, dtype=torch.float32, device=of_slots.device)
+        return torch.empty_strided(shape, strides, dtype=of_slots.dtype, device=device)
+    return torch.empty_strided((parts, *shape), (of_slots.numel(), *strides), dtype=torch.float32, device=device)
