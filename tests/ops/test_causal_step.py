@@ -46,10 +46,10 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 @dtypes
-@pytest.mark.parametrize("on_device", [False, True], ids=["number", "tensor"])
 @cases
-def test_kernel(case, on_device, dtype):
-    check_kernel(on_device, dtype, 2, 16, **case)
+def test_kernel(case, dtype):
+    """In float32 with the number of the step as Python has it, in the others as a CUDA graph has it."""
+    check_kernel(dtype != torch.float32, dtype, 2, 16, **case)
 
 
 @dtypes
