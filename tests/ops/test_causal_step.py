@@ -131,7 +131,7 @@ def test_what_a_step_kernel_cannot_do_goes_the_plain_way():
 
 
 def hypotheses(model, source):
-    generator = SequenceGenerator([model], model.decoder.dictionary, beam_size=3, max_len_b=10)
+    generator = SequenceGenerator([model], model.decoder.dictionary, beam_size=3, max_len_b=6)
     net_input = {"src_tokens": source, "src_lengths": source.ne(PAD).sum(dim=1)}
     found = generator.generate([model], {"id": torch.arange(len(source)), "net_input": net_input})
     return [[h["tokens"].tolist() for h in beams] for beams in found]
@@ -148,7 +148,7 @@ def test_beam_search_finds_the_same(settings, static):
     model = sharpen(model.double()).float().to(DEVICE)
     model.prepare_for_inference_(generation())
     model.decoder.uses_graphs = False
-    source = sentences([12, 5, 2]).to(DEVICE)
+    source = sentences([9, 4]).to(DEVICE)
     with dispatch.using(fused=False):
         want = hypotheses(model, source)
     if static:
