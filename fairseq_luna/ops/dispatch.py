@@ -40,7 +40,8 @@ class Work(NamedTuple):
     """What an operator has before it.
 
     Attributes:
-        x: what it reads, (B, n, D), on the device of all that it reads, and but for a residual of the dtype.
+        x: what it reads, (B, n, D). All else that it reads is on the same device and, but in a residual, of the same
+            dtype.
         heads: H; 0 of what is no attention.
         slots: l.
         dropout: probability.

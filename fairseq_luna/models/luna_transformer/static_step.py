@@ -99,7 +99,7 @@ class StaticStep:
         x = decoder.embed_at(self.tokens.unsqueeze(1), here).view(sentences, beams, -1)
         source = Source(None, self.padding, self.slot_padding)
         for layer, view, kept, read in zip(decoder.layers, self.views, self.states, self.keys_values):
-            # a layer at a time: its next state is a copy, and goes back before the next layer makes one
+            # one layer at a time: the copy of its state is written back before the next layer makes one
             x, after = through(layer, x, source, view, kept.reorder(self.order), read, step)
             for mean, new in _pairs([kept], [after]):
                 mean.copy_(new)

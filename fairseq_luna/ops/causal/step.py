@@ -42,7 +42,9 @@ class CausalState(NamedTuple):
     def reorder(self, new_order: Tensor) -> "CausalState":
         """Follows the beams: at the next step row i takes on the past of row `new_order[i]`.
 
-        new_order: (B',), which is to stay as it is until then."""
+        Args:
+            new_order: (B',). It must not change before that step.
+        """
         return self._replace(order=new_order if self.order is None else self.order.index_select(0, new_order))
 
     def in_order(self) -> "CausalState":

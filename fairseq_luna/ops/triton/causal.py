@@ -6,8 +6,8 @@
 
 B batch, H heads, n positions, l slots, d channels of a head, C positions of a chunk, L = l rounded up. Short sequences
 are walked by one program a sentence and head, with the state on chip; long ones are cut into segments, whose sums are
-taken first, so that all segments run at once. q, k, v and c stand side by side, in rows of WIDE numbers: 4 H d, or tied
-3 H d, without v. A row of y has ROW, H d.
+taken first, so that all segments run at once. q, k, v and c stand side by side, in rows of WIDE = 4 H d numbers. Tied,
+there is no v, and WIDE = 3 H d. A row of y has ROW = H d numbers.
 
     kernels      n <= 32   n of one segment   more
     forward      1         1                  2

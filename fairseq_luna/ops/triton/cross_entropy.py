@@ -46,7 +46,7 @@ def rows_kernel(
 
 
 def unit(words: int) -> int:
-    """What the kernel may take for a divisor of the number of words: 8 as a rule, to which fairseq fills up."""
+    """A divisor of the number of words: 8 where that is one, as fairseq pads its dictionaries, else 1."""
     return 8 if words % 8 == 0 else 1
 
 

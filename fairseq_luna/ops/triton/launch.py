@@ -104,8 +104,8 @@ def as_bytes(mask: Any, instead: Tensor) -> Tensor:
 
 
 def in_blocks(of_slots: Tensor, *others: Optional[Tensor]) -> Tuple[Any, ...]:
-    """Tensors (B, H, l, d) whose memory is one block a sentence, by heads or by slots, and alike: as they are, or
-    copied. None stays None."""
+    """Tensors (B, H, l, d), laid out alike: each sentence is one block of memory, by heads or by slots. They are copied
+    only where they are not. None stays None."""
     _, heads, slots, dim = of_slots.shape
     strides = of_slots.stride()
     blocks = ((heads * slots * dim, slots * dim, dim, 1), (heads * slots * dim, dim, heads * dim, 1))

@@ -25,9 +25,7 @@ def add_kept(x, y, out, place, size, random, threshold, rescale, ADD: tl.constex
 
 
 @triton.jit(do_not_specialize=VARYING)
-def residual_kernel(
-    x, y, out, size, seed, turn, threshold, rescale, ADD: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def residual_kernel(x, y, out, size, seed, turn, threshold, rescale, ADD: tl.constexpr, BLOCK: tl.constexpr):
     """x + dropout(y); without ADD, dropout(y). A draw gives four numbers, for elements a block apart, so that
     neighbours are read together."""
     program = tl.program_id(0)
